@@ -1,0 +1,117 @@
+/**
+ * Lifecycle notices: how dispatchers, which see no token, learn what became of a request.
+ *
+ * Sent to every subject of the request's `notify` list (`failed`: to the nearest, as a request).
+ * Idempotent per (rid, attempt, type); they may come late, twice and in any order.
+ */
+import { type ErrorCode, isErrorCode, TiergridError } from "../base/errors.ts";
+import type { FinishReason } from "./stream-frames.ts";
+
+/** Inter-token gaps of one answer: counts per bucket of the standard ITL histogram. */
+export interface ItlSummary {
+  readonly count: number;
+  readonly sum_ms: number;
+  readonly buckets: readonly number[];
+}
+
+export type FinishedOutcome = "ok" | "error" | "cancelled" | "migrated";
+
+interface NoticeOf<Type extends string> {
+  readonly type: Type;
+  readonly rid: string;
+  readonly attempt: number;
+}
+
+/** The worker's first token left: its prefill is done. */
+export interface FirstOutputNotice extends NoticeOf<"first_output"> {
+  readonly ttft_ms: number;
+  readonly cached_tokens?: number;
+}
+/** Output grew over a block boundary (only with output-block tracking). */
+export interface ProgressNotice extends NoticeOf<"progress"> {
+  readonly output_tokens: number;
+}
+/** The worker is done with the request. */
+export interface FinishedNotice extends NoticeOf<"finished"> {
+  readonly outcome: FinishedOutcome;
+  readonly output_tokens: number;
+  readonly finish_reason?: FinishReason;
+  readonly itl?: ItlSummary;
+}
+/** The attempt died before its first output; the dispatcher may try again. A request with reply. */
+export interface FailedNotice extends NoticeOf<"failed"> {
+  readonly code: ErrorCode;
+  readonly message: string;
+  readonly worker_lost: boolean;
+}
+/** The owner is done with the answer; measured values as the client saw them. */
+export interface ClosedNotice extends NoticeOf<"closed"> {
+  readonly outcome: "ok" | "error" | "cancelled" | "migrated";
+  readonly ttft_ms?: number;
+  readonly itl?: ItlSummary;
+  readonly output_tokens: number;
+  readonly decision_ids: readonly string[];
+}
+/** Every 5 s, worker to each dispatcher: the requests it still runs for it. */
+export interface ActiveNotice {
+  readonly type: "active";
+  readonly inst: string;
+  readonly requests: readonly { readonly rid: string; readonly attempt: number }[];
+}
+
+export type RequestNotice =
+  | FirstOutputNotice
+  | ProgressNotice
+  | FinishedNotice
+  | FailedNotice
+  | ClosedNotice;
+export type Notice = RequestNotice | ActiveNotice;
+
+/** Answer to a `failed` notice: `taken` when the dispatcher goes on with the request itself. */
+export interface FailedReply {
+  readonly taken: boolean;
+}
+
+const noticeTypes = new Set(["first_output", "progress", "finished", "failed", "closed", "active"]);
+
+const encoder = new TextEncoder();
+const decoder = new TextDecoder();
+
+export function encodeNotice(notice: Notice): Uint8Array {
+  return encoder.encode(JSON.stringify(notice));
+}
+
+/** Throws `malformed_reply` on anything that is not a notice. */
+export function decodeNotice(payload: Uint8Array): Notice {
+  const value = parseObject(payload);
+  const type = value["type"];
+  if (typeof type !== "string" || !noticeTypes.has(type)) {
+    throw new TiergridError("malformed_reply", `not a notice type: ${String(type)}`);
+  }
+  if (type === "active") {
+    if (typeof value["inst"] !== "string" || !Array.isArray(value["requests"])) {
+      throw new TiergridError("malformed_reply", "an active notice names inst and requests");
+    }
+    return value as unknown as ActiveNotice;
+  }
+  if (typeof value["rid"] !== "string" || !Number.isInteger(value["attempt"])) {
+    throw new TiergridError("malformed_reply", `a ${type} notice names rid and attempt`);
+  }
+  if (type === "failed" && !isErrorCode(value["code"])) {
+    return { ...value, code: "internal_error" } as unknown as FailedNotice;
+  }
+  return value as unknown as RequestNotice;
+}
+
+function parseObject(payload: Uint8Array): Record<string, unknown> {
+  let value: unknown;
+  try {
+    value = JSON.parse(decoder.decode(payload));
+  } catch {
+    throw new TiergridError("malformed_reply", "a notice is a JSON object; this is not JSON");
+  }
+  if (value === null || typeof value !== "object" || Array.isArray(value)) {
+    throw new TiergridError("malformed_reply", "a notice is a JSON object");
+  }
+  return value as Record<string, unknown>;
+}

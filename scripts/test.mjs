@@ -18,10 +18,10 @@ const checks = [
 const failedChecks = checks.filter((check) => !runs(check.command, check.args));
 const tests = runTests(process.argv.slice(2));
 
-for (const check of failedChecks) console.log(`FAILED CHECK  ${check.name}`);
+for (const check of failedChecks) process.stdout.write(`FAILED CHECK  ${check.name}\n`);
 const failed = tests.failed + failedChecks.length;
 const skipped = tests.skipped > 0 ? `, ${tests.skipped} skipped` : "";
-console.log(`${tests.passed} passed, ${failed} failed${skipped}`);
+process.stdout.write(`${tests.passed} passed, ${failed} failed${skipped}\n`);
 process.exitCode = failed > 0 ? 1 : 0;
 
 /** Runs vitest with its output on the terminal; counts come from its JSON report. */
@@ -48,7 +48,11 @@ function countsOf(report) {
       const tests = file.assertionResults.filter((test) => test.status === "failed");
       return tests.length === 0 && file.status === "failed" ? [file] : tests;
     });
-    return { passed: numPassedTests, failed: failed.length, skipped: numPendingTests + numTodoTests };
+    return {
+      passed: numPassedTests,
+      failed: failed.length,
+      skipped: numPendingTests + numTodoTests,
+    };
   } catch {
     return { passed: 0, failed: 0, skipped: 0 };
   }
@@ -57,6 +61,6 @@ function countsOf(report) {
 function runs(command, args) {
   const path = join(root, "node_modules", ".bin", command);
   const { status, error } = spawnSync(path, args, { cwd: root, stdio: "inherit" });
-  if (error) console.error(`cannot run ${command}: ${error.message}`);
+  if (error) process.stderr.write(`cannot run ${command}: ${error.message}\n`);
   return status === 0;
 }

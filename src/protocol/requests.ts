@@ -131,6 +131,8 @@ export interface Dispatch {
 export type Receipt =
   | {
       readonly type: "accepted";
+      /** The attempt the worker took; its lower parts may be above what was asked. */
+      readonly attempt: number;
       /** The worker: its instance, its life, its control subject. */
       readonly inst: string;
       readonly epoch: string;

@@ -1,0 +1,327 @@
+/**
+ * One worker choice: filter, score, pick and book in one synchronous call, so that no other request
+ * can choose on the same load.
+ *
+ *   roster ──eligible──▶ candidates ──cost──▶ costs ──pick──▶ Choice ──add──▶ load
+ *                                                └──describe──▶ Decision (only when asked for)
+ *
+ * The scratch columns belong to the tables and are overwritten by each call.
+ */
+import type { Random } from "../base/random.ts";
+import type { CostInput, CostMode, CostTerms, CostWeights, OverlapColumns } from "./worker-cost.ts";
+import {
+  blocksCost,
+  cachedTokensOf,
+  effectiveOverlapOf,
+  potentialDecodeBlocksOf,
+  potentialPrefillTokensOf,
+} from "./worker-cost.ts";
+import type { WorkerLoad } from "./worker-load.ts";
+import { pickLowest, pickRandom, pickSoftmax } from "./worker-pick.ts";
+import type {
+  SelectionRefusal,
+  WhyNot,
+  WorkerConstraints,
+  WorkerProfile,
+  WorkerRoster,
+} from "./worker-roster.ts";
+
+/** `cost` is the router proper; the others ignore cost and exist to compare with. */
+export type WorkerPolicy = "cost" | "random" | "round-robin";
+
+/** Router settings with the request's override applied. */
+export interface ChoiceSettings {
+  readonly blockSize: number;
+  readonly policy: WorkerPolicy;
+  /** 0 = lowest cost; above, softmax over costs relative to their spread. */
+  readonly temperature: number;
+  readonly trackPrefillTokens: boolean;
+  readonly decodeOnly: boolean;
+  readonly weights: CostWeights;
+}
+
+export interface ChoiceRequest {
+  /** Key of the booking, unique among live requests. */
+  readonly key: string;
+  readonly nowMs: number;
+  readonly islTokens: number;
+  /** Sequence hashes to track (lanes interleaved); empty = not tracked, or private. */
+  readonly sequence: Uint32Array;
+  /** Full prompt blocks to track that nobody can share. */
+  readonly privateBlocks: number;
+  readonly overlap: OverlapColumns;
+  readonly constraints: WorkerConstraints;
+  /** Weight by taint; positive pulls the request to workers that have it. */
+  readonly preferredTaints?: ReadonlyMap<string, number> | undefined;
+  /** Expected duration of the prefill for its decay; absent = unknown. */
+  readonly expectedPrefillMs?: number | undefined;
+  readonly settings: ChoiceSettings;
+}
+
+export interface ChosenWorker {
+  readonly outcome: "chosen";
+  readonly slot: number;
+  readonly workerId: string;
+  readonly dpRank: number;
+  readonly requiredBlocks: number;
+  readonly overlapBlocks: number;
+  readonly cachedTokens: number;
+  readonly potentialDecodeBlocks: number;
+  readonly cost: number;
+  readonly candidateCount: number;
+  /** Candidates whose cost was not finite: always 0 unless there is a bug. */
+  readonly nonFiniteCount: number;
+}
+
+export interface RefusedChoice {
+  readonly outcome: "refused";
+  readonly code: SelectionRefusal | "invalid_request" | "duplicate_request" | "booking_failed";
+  readonly workerId?: string;
+}
+
+export type Choice = ChosenWorker | RefusedChoice;
+
+/** What one holder looked like to the choice. */
+export interface DecisionCandidate {
+  readonly workerId: string;
+  readonly dpRank: number;
+  /** Null = eligible. */
+  readonly whyNot: WhyNot | null;
+  readonly overlapBlocks: number;
+  readonly cachedTokens: number;
+  readonly potentialPrefillTokens: number;
+  readonly potentialDecodeBlocks: number;
+  /** Null when not eligible, or when the choice ended before pricing. */
+  readonly terms: CostTerms | null;
+}
+
+/** The whole choice, for people and for `explain`. */
+export interface Decision {
+  readonly policy: WorkerPolicy;
+  readonly temperature: number;
+  readonly islTokens: number;
+  readonly requiredBlocks: number;
+  readonly candidates: readonly DecisionCandidate[];
+  readonly lowestCost: number | null;
+  /** Candidates that share the lowest cost. */
+  readonly tiedAtLowest: number;
+  readonly choice: Choice;
+}
+
+export interface ChoiceTables {
+  readonly roster: WorkerRoster;
+  readonly load: WorkerLoad;
+  readonly scratch: ChoiceScratch;
+  readonly costMode: CostMode;
+}
+
+/** Columns that one choice needs, reused by all of them. */
+export class ChoiceScratch {
+  candidates: Int32Array = new Int32Array(0);
+  costs: Float64Array = new Float64Array(0);
+  pickWeights: Float64Array = new Float64Array(0);
+  taintPull: Float64Array = new Float64Array(0);
+  shared: Int32Array = new Int32Array(0);
+  /** Round-robin turns taken. */
+  turns = 0;
+
+  /** Makes room for slots below `slots`. */
+  cover(slots: number): void {
+    if (this.candidates.length >= slots) return;
+    this.candidates = new Int32Array(slots);
+    this.costs = new Float64Array(slots);
+    this.pickWeights = new Float64Array(slots);
+    this.taintPull = new Float64Array(slots);
+    this.shared = new Int32Array(slots);
+  }
+}
+
+/** Tables of one pool in `blocks` cost mode. */
+export function choiceTables(roster: WorkerRoster, load: WorkerLoad): ChoiceTables {
+  return { roster, load, scratch: new ChoiceScratch(), costMode: blocksCost };
+}
+
+/**
+ * Chooses a holder for the request and books it there; a refusal books nothing. `record` is called
+ * with the full decision before the booking changes the load. Stale requests are the caller's to
+ * expire first (`WorkerLoad.expireStale`).
+ */
+export function chooseAndBook(
+  tables: ChoiceTables,
+  request: ChoiceRequest,
+  random: Random,
+  record?: (decision: Decision) => void,
+): Choice {
+  if (tables.load.has(request.key)) return { outcome: "refused", code: "duplicate_request" };
+  const input = costInput(tables, request);
+  const choice = choose(tables, request, input, random);
+  if (record) record(describe(tables, request, input, choice));
+  if (choice.outcome === "refused") return choice;
+  if (request.settings.policy === "round-robin") tables.scratch.turns++;
+  const { trackPrefillTokens } = request.settings;
+  const booked = tables.load.add({
+    key: request.key,
+    slot: choice.slot,
+    nowMs: request.nowMs,
+    sequence: request.sequence,
+    privateBlocks: request.privateBlocks,
+    prefillTokens: trackPrefillTokens ? Math.max(request.islTokens - choice.cachedTokens, 0) : 0,
+    expectedPrefillMs: request.expectedPrefillMs ?? 0,
+  });
+  return booked === "ok" ? choice : { outcome: "refused", code: "booking_failed" };
+}
+
+/**
+ * The decision that `chooseAndBook` would take with the same draws, without booking. Ties draw from
+ * the `random` given, so asking need not disturb the router's own sequence.
+ */
+export function explain(tables: ChoiceTables, request: ChoiceRequest, random: Random): Decision {
+  const input = costInput(tables, request);
+  return describe(tables, request, input, choose(tables, request, input, random));
+}
+
+function choose(
+  tables: ChoiceTables,
+  request: ChoiceRequest,
+  input: CostInput,
+  random: Random,
+): Choice {
+  if (!(request.islTokens > 0)) return { outcome: "refused", code: "invalid_request" };
+  const { roster, scratch } = tables;
+  const found = roster.eligible(request.constraints, input.load, scratch.candidates);
+  if (typeof found === "string") return refusal(found, request.constraints);
+  const nonFiniteCount = tables.costMode.price(input, scratch.candidates, found, scratch.costs);
+  const picked = pick(scratch, found, request, random);
+  if (picked < 0) return { outcome: "refused", code: "booking_failed" };
+  const slot = scratch.candidates[picked]!;
+  return {
+    outcome: "chosen",
+    slot,
+    workerId: roster.workerAt(slot)!.workerId,
+    dpRank: roster.dpRankAt(slot),
+    requiredBlocks: Math.ceil(request.islTokens / input.blockSize),
+    overlapBlocks: Math.floor(effectiveOverlapOf(input, slot) + 0.5),
+    cachedTokens: cachedTokensOf(input, slot),
+    potentialDecodeBlocks: potentialDecodeBlocksOf(input, slot),
+    cost: scratch.costs[picked]!,
+    candidateCount: found,
+    nonFiniteCount,
+  };
+}
+
+/** A pinned request takes its worker's cheapest rank, whatever policy and temperature. */
+function pick(
+  scratch: ChoiceScratch,
+  count: number,
+  request: ChoiceRequest,
+  random: Random,
+): number {
+  const { policy, temperature } = request.settings;
+  const pinned = request.constraints.pinnedWorkerId !== undefined;
+  if (pinned) return pickLowest(scratch.costs, count, random);
+  switch (policy) {
+    case "random":
+      return pickRandom(count, random);
+    case "round-robin":
+      return scratch.turns % count;
+    case "cost":
+      if (temperature === 0) return pickLowest(scratch.costs, count, random);
+      return pickSoftmax(scratch.costs, count, temperature, random, scratch.pickWeights);
+  }
+}
+
+function costInput(tables: ChoiceTables, request: ChoiceRequest): CostInput {
+  const { roster, load, scratch } = tables;
+  const { settings, sequence } = request;
+  scratch.cover(roster.order.length);
+  load.sharedPrefix(sequence, scratch.shared);
+  return {
+    islTokens: request.islTokens,
+    blockSize: settings.blockSize,
+    trackedBlocks: (sequence.length >> 1) + request.privateBlocks,
+    trackPrefillTokens: settings.trackPrefillTokens,
+    decodeOnly: settings.decodeOnly,
+    weights: settings.weights,
+    overlap: request.overlap,
+    load: {
+      prefillTokens: load.prefillTokensAt(request.nowMs),
+      activeBlocks: load.activeBlocks,
+      activeRequests: load.activeRequests,
+    },
+    shared: scratch.shared,
+    taintPull: taintPull(tables, request),
+  };
+}
+
+function taintPull(tables: ChoiceTables, request: ChoiceRequest): Float64Array | undefined {
+  const { preferredTaints, constraints } = request;
+  if (!preferredTaints?.size || constraints.pinnedWorkerId !== undefined) return undefined;
+  const { roster, scratch } = tables;
+  for (let at = 0; at < roster.count; at++) {
+    const slot = roster.order[at]!;
+    scratch.taintPull[slot] = pullOf(roster.workerAt(slot)!, preferredTaints);
+  }
+  return scratch.taintPull;
+}
+
+function pullOf(worker: WorkerProfile, preferred: ReadonlyMap<string, number>): number {
+  let pull = 0;
+  for (const [taint, weight] of preferred) if (worker.taints.has(taint)) pull += weight;
+  return pull;
+}
+
+function refusal(code: SelectionRefusal, constraints: WorkerConstraints): RefusedChoice {
+  const workerId = constraints.pinnedWorkerId;
+  return workerId === undefined
+    ? { outcome: "refused", code }
+    : { outcome: "refused", code, workerId };
+}
+
+function describe(
+  tables: ChoiceTables,
+  request: ChoiceRequest,
+  input: CostInput,
+  choice: Choice,
+): Decision {
+  const { roster, scratch } = tables;
+  const count = choice.outcome === "chosen" ? choice.candidateCount : 0;
+  const terms = tables.costMode.terms(input, scratch.candidates, count);
+  const candidates: DecisionCandidate[] = [];
+  let priced = 0;
+  for (let at = 0; at < roster.count; at++) {
+    const slot = roster.order[at]!;
+    // Candidates keep the order of the roster.
+    const own = priced < count && scratch.candidates[priced] === slot ? terms[priced++] : undefined;
+    const whyNot = own ? null : (roster.whyNot(slot, request.constraints, input.load) ?? null);
+    candidates.push(describeSlot(roster, input, slot, { whyNot, terms: own ?? null }));
+  }
+  const costs = terms.map(({ cost }) => cost).filter(Number.isFinite);
+  const lowestCost = costs.length > 0 ? costs.reduce((low, cost) => Math.min(low, cost)) : null;
+  return {
+    policy: request.settings.policy,
+    temperature: request.settings.temperature,
+    islTokens: request.islTokens,
+    requiredBlocks: Math.ceil(request.islTokens / input.blockSize),
+    candidates,
+    lowestCost,
+    tiedAtLowest: costs.filter((cost) => cost === lowestCost).length,
+    choice,
+  };
+}
+
+function describeSlot(
+  roster: WorkerRoster,
+  input: CostInput,
+  slot: number,
+  verdict: Pick<DecisionCandidate, "whyNot" | "terms">,
+): DecisionCandidate {
+  return {
+    workerId: roster.workerAt(slot)!.workerId,
+    dpRank: roster.dpRankAt(slot),
+    overlapBlocks: Math.floor(effectiveOverlapOf(input, slot) + 0.5),
+    cachedTokens: cachedTokensOf(input, slot),
+    potentialPrefillTokens: potentialPrefillTokensOf(input, slot),
+    potentialDecodeBlocks: potentialDecodeBlocksOf(input, slot),
+    ...verdict,
+  };
+}

@@ -1,0 +1,196 @@
+/**
+ * What both buses do alike: the checks before a publish, the guarded call of a handler and the book
+ * of requests in flight. Every entry of the book leaves it exactly once: by a reply, a failure, its
+ * timeout, its signal, or `failAll` when the connection goes.
+ */
+import type { Clock } from "../base/clock.ts";
+import { type ErrorCode, TiergridError } from "../base/errors.ts";
+import { checkPublishSubject } from "../protocol/subjects.ts";
+import type { Bus, BusHandler, BusMessage, PublishOptions, RequestOptions } from "./bus.ts";
+
+/** Above this many waiting bytes `data` is refused. */
+export const outboundSoftBytes = 8 * 1024 * 1024;
+/** Above this many waiting bytes everything is refused. */
+export const outboundHardBytes = 32 * 1024 * 1024;
+export const requestsInFlightMax = 65_536;
+export const subscriptionsMax = 100_000;
+const headerBytesMax = 4096;
+
+/** `BusTotals` with the connection's own pen. */
+export type MutableTotals = { -readonly [K in keyof Bus["totals"]]: Bus["totals"][K] };
+
+export function emptyTotals(): MutableTotals {
+  return {
+    reconnects: 0,
+    forcedCloses: 0,
+    watchdogSwaps: 0,
+    handlerErrors: 0,
+    shedMessages: 0,
+    outboundBytes: 0,
+    messagesIn: 0,
+    messagesOut: 0,
+    bytesIn: 0,
+    bytesOut: 0,
+  };
+}
+
+/** Throws `invalid_request` or `payload_too_large`, before anything is written. */
+export function checkMessage(
+  subject: string,
+  payload: Uint8Array,
+  options: PublishOptions | undefined,
+  maxPayloadBytes: number,
+): void {
+  checkPublishSubject(subject);
+  if (options?.reply !== undefined) checkPublishSubject(options.reply);
+  const headerBytes = options?.headers === undefined ? 0 : checkHeaders(options.headers);
+  const bytes = payload.length + headerBytes;
+  if (bytes <= maxPayloadBytes) return;
+  const message = `a message has at most ${maxPayloadBytes} bytes, this one has ${bytes}`;
+  throw new TiergridError("payload_too_large", message, { bytes, max: maxPayloadBytes });
+}
+
+/** Size on the wire; throws `invalid_request` for what could break out of its line. */
+function checkHeaders(headers: ReadonlyMap<string, string>): number {
+  let bytes = 12;
+  for (const [name, value] of headers) {
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are the danger
+    if (!/^[!-9;-~]+$/.test(name) || /[\u0000-\u001f\u007f]/.test(value)) {
+      const what = JSON.stringify(`${name}: ${value}`.slice(0, 80));
+      throw new TiergridError("invalid_request", `not a header: ${what}`);
+    }
+    bytes += name.length + Buffer.byteLength(value) + 4;
+  }
+  if (bytes > headerBytesMax) {
+    const message = `headers have at most ${headerBytesMax} bytes, these have ${bytes}`;
+    throw new TiergridError("invalid_request", message);
+  }
+  return bytes;
+}
+
+/** Throws `bus_overloaded` and counts when `outboundBytes` are too many for this traffic. */
+export function checkRoom(
+  totals: MutableTotals,
+  outboundBytes: number,
+  options: PublishOptions | undefined,
+): void {
+  const max = options?.traffic === "control" ? outboundHardBytes : outboundSoftBytes;
+  if (outboundBytes <= max) return;
+  totals.shedMessages += 1;
+  const message = `${outboundBytes} bytes wait to be sent, at most ${max} may`;
+  throw new TiergridError("bus_overloaded", message, { bytes: outboundBytes, max });
+}
+
+/** Told of every error a handler lets escape; its own errors are swallowed. */
+export type HandlerErrorListener = (error: unknown, subject: string) => void;
+
+/** Calls `handler`; a throw or a rejection ends in `failed`, never in the caller. */
+export function callHandler(
+  handler: BusHandler,
+  message: BusMessage,
+  failed: HandlerErrorListener,
+): void {
+  try {
+    const outcome = handler(message);
+    if (outcome === undefined) return;
+    outcome.then(undefined, (error: unknown) => failed(error, message.subject));
+  } catch (error) {
+    failed(error, message.subject);
+  }
+}
+
+/** Counts a handler's error and passes it on; total, because nothing above could catch it. */
+export function handlerErrorCounter(
+  totals: MutableTotals,
+  listener: HandlerErrorListener | undefined,
+): HandlerErrorListener {
+  return (error, subject) => {
+    totals.handlerErrors += 1;
+    try {
+      listener?.(error, subject);
+    } catch {
+      totals.handlerErrors += 1;
+    }
+  };
+}
+
+interface OpenRequest {
+  readonly resolve: (message: BusMessage) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+export class RequestBook {
+  readonly #open = new Map<string, OpenRequest>();
+  readonly #clock: Clock;
+  readonly #prefix: string;
+  #next = 0;
+
+  /** Replies arrive on `<prefix>.<number>`. */
+  constructor(clock: Clock, prefix: string) {
+    this.#clock = clock;
+    this.#prefix = prefix;
+  }
+
+  get size(): number {
+    return this.#open.size;
+  }
+
+  /** Sends through `send` and waits for the reply; rejects with one of the bus's codes. */
+  ask(options: RequestOptions, send: (reply: string) => void): Promise<BusMessage> {
+    return new Promise((resolve, reject) => {
+      if (options.signal?.aborted) {
+        return reject(
+          new TiergridError("cancelled", "the request was cancelled before it was sent"),
+        );
+      }
+      if (this.#open.size >= requestsInFlightMax) {
+        const message = `${requestsInFlightMax} requests are in flight, none may be added`;
+        return reject(new TiergridError("bus_overloaded", message));
+      }
+      const reply = `${this.#prefix}.${(this.#next++).toString(36)}`;
+      const aborted = (): void => this.fail(reply, "cancelled", "the request was cancelled");
+      const cancelTimer = this.#clock.after(options.timeoutMs, () =>
+        this.fail(reply, "request_timeout", `no reply within ${options.timeoutMs} ms`),
+      );
+      const leave = (): void => {
+        cancelTimer();
+        options.signal?.removeEventListener("abort", aborted);
+      };
+      this.#open.set(reply, {
+        resolve: (message) => {
+          leave();
+          resolve(message);
+        },
+        reject: (error) => {
+          leave();
+          reject(error);
+        },
+      });
+      options.signal?.addEventListener("abort", aborted, { once: true });
+      try {
+        send(reply);
+      } catch (error) {
+        this.#take(reply)?.reject(error);
+      }
+    });
+  }
+
+  /** A reply came; late and unknown ones are dropped. */
+  settle(message: BusMessage): void {
+    this.#take(message.subject)?.resolve(message);
+  }
+
+  fail(reply: string, code: ErrorCode, message: string): void {
+    this.#take(reply)?.reject(new TiergridError(code, message));
+  }
+
+  failAll(code: ErrorCode, message: string): void {
+    for (const reply of [...this.#open.keys()]) this.fail(reply, code, message);
+  }
+
+  #take(reply: string): OpenRequest | undefined {
+    const open = this.#open.get(reply);
+    if (open) this.#open.delete(reply);
+    return open;
+  }
+}

@@ -22,6 +22,11 @@ interface NoticeOf<Type extends string> {
   readonly attempt: number;
 }
 
+/** A dispatcher below still looks for a worker: its answer comes later than the accept timeout. */
+export interface QueuedNotice extends NoticeOf<"queued"> {
+  /** Requests ahead of this one; 0 when it only waits for a hop's answer. */
+  readonly position: number;
+}
 /** The worker's first token left: its prefill is done. */
 export interface FirstOutputNotice extends NoticeOf<"first_output"> {
   readonly ttft_ms: number;
@@ -60,6 +65,7 @@ export interface ActiveNotice {
 }
 
 export type RequestNotice =
+  | QueuedNotice
   | FirstOutputNotice
   | ProgressNotice
   | FinishedNotice
@@ -72,7 +78,15 @@ export interface FailedReply {
   readonly taken: boolean;
 }
 
-const noticeTypes = new Set(["first_output", "progress", "finished", "failed", "closed", "active"]);
+const noticeTypes = new Set([
+  "queued",
+  "first_output",
+  "progress",
+  "finished",
+  "failed",
+  "closed",
+  "active",
+]);
 
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();

@@ -1,0 +1,116 @@
+/**
+ * One offer of a request to one hop: publish, wait for the receipt. And the small messages that
+ * dispatchers send around it, none of which may throw: timers repair what a lost one breaks.
+ */
+import type { Clock } from "../base/clock.ts";
+import { TiergridError, toTiergridError } from "../base/errors.ts";
+import { encodeNotice, type RequestNotice } from "../protocol/notices.ts";
+import { decodeReceipt } from "../protocol/receipts.ts";
+import type { Envelope, Receipt } from "../protocol/requests.ts";
+import { encodeControl } from "../protocol/stream-control.ts";
+import type { StreamFrame } from "../protocol/stream-frames.ts";
+import { encodeStreamFrame } from "../protocol/stream-message.ts";
+import type { Bus } from "./bus.ts";
+
+export type OfferOutcome =
+  | { readonly accepted: Receipt & { readonly type: "accepted" } }
+  | { readonly error: TiergridError; readonly retryAfterMs?: number };
+
+export interface OfferOptions {
+  readonly bus: Bus;
+  readonly clock: Clock;
+  readonly subject: string;
+  readonly payload: Uint8Array;
+  /** Silence allowed before the hop answers; `extend` starts it anew. */
+  readonly acceptTimeoutMs: number;
+  /** Time left until the request's deadline. */
+  readonly leftMs: number;
+  readonly signal: AbortSignal;
+}
+
+export interface Offer {
+  readonly outcome: Promise<OfferOutcome>;
+  /** The hop said it is still looking for a worker. */
+  extend(): void;
+}
+
+/** Sends an encoded dispatch; the outcome never rejects. */
+export function offerDispatch(options: OfferOptions): Offer {
+  const { clock, acceptTimeoutMs, signal } = options;
+  const silence = new AbortController();
+  const giveUp = (): void => silence.abort();
+  let cancelTimer = clock.after(acceptTimeoutMs, giveUp);
+  const outcome = askHop(options, AbortSignal.any([signal, silence.signal])).then((result) => {
+    cancelTimer();
+    if (!("error" in result) || result.error.code !== "cancelled" || signal.aborted) return result;
+    const message = `no answer within ${acceptTimeoutMs} ms from ${options.subject}`;
+    return { error: new TiergridError("accept_timeout", message) };
+  });
+  return {
+    outcome,
+    extend() {
+      cancelTimer();
+      cancelTimer = clock.after(acceptTimeoutMs, giveUp);
+    },
+  };
+}
+
+async function askHop(options: OfferOptions, signal: AbortSignal): Promise<OfferOutcome> {
+  const { bus, subject, payload, leftMs } = options;
+  try {
+    const reply = await bus.request(subject, payload, { timeoutMs: leftMs, signal });
+    const receipt = decodeReceipt(reply.payload);
+    if (receipt.type === "accepted") return { accepted: receipt };
+    const error = new TiergridError(receipt.code, receipt.message, receipt.details);
+    return receipt.retryAfterMs === undefined
+      ? { error }
+      : { error, retryAfterMs: receipt.retryAfterMs };
+  } catch (thrown) {
+    return { error: toTiergridError(thrown) };
+  }
+}
+
+/** Publishes; a bus that is down loses the message, as the network would. */
+export function publishQuietly(bus: Bus, subject: string | undefined, payload: Uint8Array): void {
+  if (subject === undefined) return;
+  try {
+    bus.publish(subject, payload);
+  } catch {
+    // Owners, workers and dispatchers all hold timers for messages that do not come.
+  }
+}
+
+/** One frame on the owner's stream, from a dispatcher. */
+export function publishFrame(bus: Bus, envelope: Envelope, frame: StreamFrame): void {
+  const { stream, rid } = envelope;
+  publishQuietly(bus, stream.subject, encodeStreamFrame(stream, rid, frame));
+}
+
+/** Tells a hop or a worker to drop the attempt. */
+export function sendCancel(bus: Bus, control: string, rid: string, attempt: number): void {
+  publishQuietly(bus, control, encodeControl({ type: "cancel", rid, attempt }));
+}
+
+export interface FailedAttempt {
+  readonly rid: string;
+  readonly attempt: number;
+  readonly error: TiergridError;
+  readonly timeoutMs: number;
+}
+
+/** Asks a dispatcher to take a request back that died before its first output. */
+export async function reportFailed(
+  bus: Bus,
+  subject: string,
+  { rid, attempt, error, timeoutMs }: FailedAttempt,
+): Promise<boolean> {
+  const { code, message } = error;
+  const worker_lost = code === "worker_lost";
+  const notice: RequestNotice = { type: "failed", rid, attempt, code, message, worker_lost };
+  try {
+    const reply = await bus.request(subject, encodeNotice(notice), { timeoutMs });
+    return JSON.parse(new TextDecoder().decode(reply.payload)).taken === true;
+  } catch {
+    return false;
+  }
+}

@@ -1,0 +1,84 @@
+/**
+ * What a dispatcher (`runtime/dispatcher.ts`) asks of the router it serves, and what it tells it.
+ */
+import type { TiergridError } from "../base/errors.ts";
+import type { RequestNotice } from "../protocol/notices.ts";
+import type { Dispatch, Envelope, HopDecision, RequestBody } from "../protocol/requests.ts";
+
+/** The next thing to do with a request. */
+export type Plan =
+  | {
+      readonly type: "send";
+      /** The next hop and where it takes work and control messages. */
+      readonly inst: string;
+      readonly subject: string;
+      readonly control: string;
+      readonly body: RequestBody;
+      readonly decision: HopDecision;
+    }
+  | { readonly type: "wait"; readonly waitMs: number }
+  | { readonly type: "refuse"; readonly error: TiergridError; readonly retryAfterMs?: number };
+
+/** Why an entry ended. */
+export type EndCause =
+  | "finished"
+  | "closed"
+  | "refused"
+  | "cancelled"
+  | "superseded"
+  | "lost"
+  | "worker_lost"
+  | "deadline";
+
+/** What makes a dispatcher a global or a local router. All calls are synchronous. */
+export interface DispatchPolicy<State> {
+  /** State of one request, made when it arrives; throws `TiergridError` to refuse it. */
+  admit(dispatch: Dispatch): State;
+  /** Chooses and books the next hop. Called again after every failed attempt. */
+  plan(entry: DispatchEntry<State>): Plan;
+  /** The attempt ended before its first output. Frees what `plan` booked. */
+  attemptFailed(entry: DispatchEntry<State>, error: TiergridError): void;
+  accepted(entry: DispatchEntry<State>): void;
+  noticed(entry: DispatchEntry<State>, notice: RequestNotice): void;
+  /** The request is over for this dispatcher. Frees what `plan` booked, if `entry.booked`. */
+  ended(entry: DispatchEntry<State>, cause: EndCause): void;
+}
+
+/** One request in a dispatcher's books. */
+export interface DispatchEntry<State> {
+  readonly rid: string;
+  /** As it came from above. */
+  readonly envelope: Envelope;
+  readonly body: RequestBody;
+  /** The prompt; undefined after the first output, when no retry is possible. */
+  tokens: Uint32Array | undefined;
+  readonly islTokens: number;
+  readonly state: State;
+  readonly receivedMs: number;
+  readonly deadlineMs: number;
+  /** Number of the running attempt. */
+  attempt: number;
+  /** Attempts sent so far. */
+  attempts: number;
+  phase: "open" | "accepted" | "running" | "gone";
+  /** True between `plan` and the end of that attempt. */
+  booked: boolean;
+  target: { readonly inst: string; readonly control: string } | undefined;
+  worker: { readonly inst: string; readonly control: string; readonly id: string } | undefined;
+  /** Last time a notice or a list of active requests named this entry. */
+  lastSeenMs: number;
+  /** Gives the hop that is being asked more time; present while an offer is out. */
+  extendOffer: (() => void) | undefined;
+  readonly cancel: AbortController;
+}
+
+export interface DispatcherTotals {
+  received: number;
+  accepted: number;
+  refused: number;
+  retried: number;
+  cancelled: number;
+  /** Notices that named no entry, or an older attempt, or could not be read. */
+  lateNotices: number;
+  lost: number;
+}

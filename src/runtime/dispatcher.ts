@@ -1,0 +1,386 @@
+/**
+ * What the global and the local router share: taking a request, finding a next hop that accepts it,
+ * and keeping the request's entry until somebody says it is over. No token passes through here.
+ *
+ *   Dispatch ──▶ open ──plan──▶ offered ──receipt──▶ accepted ──first_output──▶ running ──▶ gone
+ *                 ▲               │ refused, silent      │ failed                 │
+ *                 └───next plan───┴──────────────────────┘        finished | closed | lost ┘
+ *
+ * Invariants
+ *   - Every dispatch is answered once: a receipt, or an error frame when nobody waits for receipts.
+ *   - While no worker has accepted, the owner hears a `queued` heartbeat every 250 ms, and so does
+ *     the dispatcher above.
+ *   - An entry that no notice or list has named for 12 s is freed as lost, so books close although
+ *     notices may be.
+ */
+import { type CancelTimer, type Clock, every, sleep } from "../base/clock.ts";
+import { errorTable, TiergridError, toTiergridError } from "../base/errors.ts";
+import { type Random, randomHex128 } from "../base/random.ts";
+import {
+  decodeNotice,
+  encodeNotice,
+  type Notice,
+  type RequestNotice,
+} from "../protocol/notices.ts";
+import { encodeReceipt } from "../protocol/receipts.ts";
+import { decodeDispatch, encodeDispatch } from "../protocol/request-frame.ts";
+import type { Dispatch, Envelope, Phase, Receipt } from "../protocol/requests.ts";
+import { decodeControl, encodeControlReply } from "../protocol/stream-control.ts";
+import type { ControlMessage } from "../protocol/stream-frames.ts";
+import { controlSubject, generateSubject, noticeSubject } from "../protocol/subjects.ts";
+import type { Bus, BusMessage, Subscription } from "./bus.ts";
+import { DispatchBook } from "./dispatch-book.ts";
+import {
+  type OfferOutcome,
+  offerDispatch,
+  publishFrame,
+  publishQuietly,
+  reportFailed,
+  sendCancel,
+} from "./dispatch-offer.ts";
+import type { DispatchEntry, DispatcherTotals, DispatchPolicy, Plan } from "./dispatch-policy.ts";
+
+export const dispatcherDefaults = {
+  acceptTimeoutMs: 300,
+  queuedBeatMs: 250,
+  failedNoticeTimeoutMs: 300,
+  sweepPeriodMs: 1_000,
+  drainPollMs: 20,
+  /** For requests that name no deadline. */
+  deadlineMs: 600_000,
+} as const;
+
+export interface DispatcherOptions<State> {
+  readonly bus: Bus;
+  readonly clock: Clock;
+  readonly random: Random;
+  /** While closed, silence proves nothing and no entry is lost. */
+  readonly gate: { readonly open: boolean };
+  readonly inst: string;
+  readonly level: "global" | "local";
+  readonly policy: DispatchPolicy<State>;
+  readonly acceptTimeoutMs?: number;
+}
+
+type Answer = (receipt: Receipt) => void;
+
+export class Dispatcher<State> {
+  readonly #book: DispatchBook<State>;
+  readonly #options: DispatcherOptions<State>;
+  readonly #subscriptions: Subscription[];
+  readonly #cancelSweep: CancelTimer;
+  #draining = false;
+
+  constructor(options: DispatcherOptions<State>) {
+    this.#options = options;
+    this.#book = new DispatchBook(options.policy, options.level);
+    const { bus, clock, level, inst } = options;
+    this.#subscriptions = [
+      bus.subscribe(generateSubject(level, inst), (message) => this.receive(message)),
+      bus.subscribe(controlSubject(level, inst), (message) => this.#onControl(message)),
+      bus.subscribe(noticeSubject(inst), (message) => this.#onNotice(message)),
+    ];
+    this.#cancelSweep = every(clock, dispatcherDefaults.sweepPeriodMs, () =>
+      this.#book.sweep(clock.nowMs(), options.gate.open),
+    );
+  }
+
+  get entries(): ReadonlyMap<string, DispatchEntry<State>> {
+    return this.#book.entries;
+  }
+
+  get totals(): Readonly<DispatcherTotals> {
+    return this.#book.totals;
+  }
+
+  /** Takes a message; `phase` is what its endpoint stands for when the message does not say. */
+  receive(message: BusMessage, phase: Phase = "aggregated"): void {
+    this.#book.totals.received += 1;
+    const { bus, random, clock } = this.#options;
+    let dispatch: Dispatch;
+    try {
+      dispatch = decodeDispatch(message.payload, {
+        reply: message.reply,
+        phase,
+        deadlineMs: dispatcherDefaults.deadlineMs,
+        mintRid: () => randomHex128(random),
+      });
+    } catch (thrown) {
+      // Without an envelope the only address is the reply subject.
+      this.#book.totals.refused += 1;
+      publishQuietly(bus, message.reply, encodeReceipt(refusal(toTiergridError(thrown))));
+      return;
+    }
+    const answer = this.#answerTo(message, dispatch.envelope);
+    try {
+      if (this.#draining) throw new TiergridError("subscriber_shutdown", "this router is stopping");
+      void this.#run(this.#book.admit(dispatch, clock.nowMs()), answer);
+    } catch (thrown) {
+      answer(refusal(toTiergridError(thrown)));
+    }
+  }
+
+  /** Ends every entry whose worker is gone; the streams' owners migrate or report. */
+  workerGone(workerInst: string): void {
+    for (const entry of [...this.#book.entries.values()]) {
+      if (entry.worker?.inst === workerInst) this.#book.end(entry, "worker_lost");
+    }
+  }
+
+  /** Refuses new requests with `subscriber_shutdown`; resolves when none is open, or at `graceMs`. */
+  async drain(graceMs: number): Promise<void> {
+    this.#draining = true;
+    const { clock } = this.#options;
+    const untilMs = clock.nowMs() + graceMs;
+    const someOpen = (): boolean =>
+      [...this.#book.entries.values()].some((entry) => entry.phase === "open");
+    while (someOpen() && clock.nowMs() < untilMs) {
+      await sleep(clock, dispatcherDefaults.drainPollMs);
+    }
+  }
+
+  close(): void {
+    this.#draining = true;
+    this.#cancelSweep();
+    for (const subscription of this.#subscriptions) subscription.unsubscribe();
+    for (const entry of [...this.#book.entries.values()]) this.#cancelEntry(entry);
+  }
+
+  /** Plans and offers until a hop accepts, the policy refuses, or the request is cancelled. */
+  async #run(entry: DispatchEntry<State>, answer: Answer): Promise<void> {
+    const stopSaying = this.#sayQueued(entry);
+    try {
+      for (;;) {
+        const outcome = await this.#attempt(entry);
+        if (entry.phase === "gone") return answer(refusal(cancelledError()));
+        if (outcome === "waited") continue;
+        if ("accepted" in outcome) {
+          this.#book.accept(entry, outcome.accepted, this.#options.clock.nowMs());
+          return answer(outcome.accepted);
+        }
+        if (!entry.booked) {
+          this.#book.end(entry, "refused");
+          return answer(refusal(outcome.error, outcome.retryAfterMs));
+        }
+        this.#book.failAttempt(entry, outcome.error);
+      }
+    } catch (thrown) {
+      // A fault in the policy must not leave the caller waiting or the books open.
+      this.#book.end(entry, "refused");
+      answer(refusal(toTiergridError(thrown)));
+    } finally {
+      stopSaying();
+    }
+  }
+
+  async #attempt(entry: DispatchEntry<State>): Promise<OfferOutcome | "waited"> {
+    const { policy, clock } = this.#options;
+    if (entry.cancel.signal.aborted) return { error: cancelledError() };
+    const leftMs = entry.deadlineMs - clock.nowMs();
+    if (leftMs <= 0) {
+      return { error: new TiergridError("deadline_exceeded", "the deadline passed while routing") };
+    }
+    if (!this.#book.raiseAttempt(entry)) {
+      return {
+        error: new TiergridError("pool_unavailable", "this request's attempts are used up"),
+      };
+    }
+    const plan = policy.plan(entry);
+    if (plan.type === "refuse") return { error: plan.error, ...retryAfter(plan.retryAfterMs) };
+    if (plan.type === "wait") {
+      await sleep(clock, Math.min(plan.waitMs, leftMs), entry.cancel.signal);
+      return "waited";
+    }
+    this.#book.offered(entry, { inst: plan.inst, control: plan.control });
+    return this.#offer(entry, plan, leftMs);
+  }
+
+  async #offer(
+    entry: DispatchEntry<State>,
+    plan: Plan & { readonly type: "send" },
+    leftMs: number,
+  ): Promise<OfferOutcome> {
+    const { bus, clock, inst, acceptTimeoutMs } = this.#options;
+    const { envelope, tokens } = entry;
+    if (!tokens) return { error: new TiergridError("internal_error", "the prompt is gone") };
+    const forwarded: Envelope = {
+      ...envelope,
+      attempt: entry.attempt,
+      deadlineMs: Math.max(1, Math.floor(leftMs)),
+      notify: [noticeSubject(inst), ...envelope.notify],
+      decisions: [...envelope.decisions, plan.decision],
+    };
+    const offer = offerDispatch({
+      bus,
+      clock,
+      subject: plan.subject,
+      payload: encodeDispatch({ envelope: forwarded, body: plan.body, tokens }),
+      acceptTimeoutMs: Math.min(acceptTimeoutMs ?? dispatcherDefaults.acceptTimeoutMs, leftMs),
+      leftMs,
+      signal: entry.cancel.signal,
+    });
+    entry.extendOffer = offer.extend;
+    const outcome = await offer.outcome;
+    entry.extendOffer = undefined;
+    // A hop that was silent may yet wake up and run it.
+    if ("error" in outcome && outcome.error.code === "accept_timeout") {
+      sendCancel(bus, plan.control, entry.rid, entry.attempt);
+    }
+    return outcome;
+  }
+
+  /** Tells the owner and the dispatcher above, until a worker does, that the request is alive. */
+  #sayQueued(entry: DispatchEntry<State>): CancelTimer {
+    const { bus, clock } = this.#options;
+    const { envelope, rid } = entry;
+    return every(clock, dispatcherDefaults.queuedBeatMs, () => {
+      const { attempt } = entry;
+      const next = envelope.first;
+      publishFrame(bus, envelope, { type: "heartbeat", attempt, next, phase: "queued" });
+      const [above] = envelope.notify;
+      publishQuietly(bus, above, encodeNotice({ type: "queued", rid, attempt, position: 0 }));
+    });
+  }
+
+  #onControl(message: BusMessage): void {
+    let control: ControlMessage | undefined;
+    try {
+      control = decodeControl(message.payload);
+    } catch {
+      // An unreadable message names no stream; the answer below says so.
+    }
+    if (control?.type === "ack") return;
+    const entry = control && this.#book.entries.get(control.rid);
+    const known = control !== undefined && (entry?.envelope.attempt ?? Infinity) <= control.attempt;
+    publishQuietly(this.#options.bus, message.reply, encodeControlReply({ ok: known }));
+    if (!entry || !known || control?.type !== "cancel") return;
+    this.#book.totals.cancelled += 1;
+    this.#cancelEntry(entry);
+  }
+
+  /** Stops an open request; one that a worker has is told to stop and ends by the worker's notice. */
+  #cancelEntry(entry: DispatchEntry<State>): void {
+    const control = entry.worker?.control ?? entry.target?.control;
+    if (control) sendCancel(this.#options.bus, control, entry.rid, entry.attempt);
+    entry.cancel.abort();
+    if (entry.phase === "open" || this.#draining) this.#book.end(entry, "cancelled");
+  }
+
+  #onNotice(message: BusMessage): void {
+    let notice: Notice;
+    try {
+      notice = decodeNotice(message.payload);
+    } catch {
+      this.#book.totals.lateNotices += 1;
+      return;
+    }
+    if (notice.type === "active") {
+      this.#book.seen(notice.requests, this.#options.clock.nowMs());
+      return;
+    }
+    const entry = this.#book.entries.get(notice.rid);
+    if (notice.type === "queued") {
+      entry?.extendOffer?.();
+      return;
+    }
+    // The receipt may lie in the same batch of messages, read but not yet acted on.
+    if (entry?.phase === "open" && notice.attempt >= entry.attempt) {
+      this.#options.clock.after(0, () => this.#onRequestNotice(notice, message));
+    } else this.#onRequestNotice(notice, message);
+  }
+
+  #onRequestNotice(notice: RequestNotice, message: BusMessage): void {
+    const entry = this.#book.entries.get(notice.rid);
+    if (notice.type === "failed") {
+      void this.#onFailed(
+        entry,
+        notice.attempt,
+        new TiergridError(notice.code, notice.message),
+      ).then((taken) => publishQuietly(this.#options.bus, message.reply, encodeTaken(taken)));
+      return;
+    }
+    if (!entry || notice.attempt < entry.attempt) {
+      this.#book.totals.lateNotices += 1;
+      return;
+    }
+    entry.attempt = notice.attempt;
+    entry.lastSeenMs = this.#options.clock.nowMs();
+    if (notice.type !== "closed") this.#book.running(entry);
+    this.#options.policy.noticed(entry, notice);
+    if (notice.type === "finished") this.#book.end(entry, "finished");
+    if (notice.type === "closed") this.#book.end(entry, "closed");
+  }
+
+  /**
+   * An attempt died before its first output. Answers whether somebody takes the request on: this
+   * dispatcher with another hop, or the one above.
+   */
+  async #onFailed(
+    entry: DispatchEntry<State> | undefined,
+    attempt: number,
+    error: TiergridError,
+  ): Promise<boolean> {
+    if (!entry || entry.phase === "running") return false;
+    // An older attempt, or one this dispatcher is still offering: the newer one has the request.
+    if (attempt < entry.attempt || entry.phase === "open") return true;
+    if (!errorTable[error.code].retryable) {
+      this.#book.end(entry, "finished");
+      return this.#passUp(entry, error);
+    }
+    this.#book.failAttempt(entry, error);
+    void this.#run(entry, (receipt) => {
+      if (receipt.type === "refused" && receipt.code !== "cancelled") {
+        void this.#giveUp(entry, new TiergridError(receipt.code, receipt.message));
+      }
+    });
+    return true;
+  }
+
+  /** Nobody here can run it: the dispatcher above may, else the owner hears an error frame. */
+  async #giveUp(entry: DispatchEntry<State>, error: TiergridError): Promise<void> {
+    if (await this.#passUp(entry, error)) return;
+    publishFrame(this.#options.bus, entry.envelope, errorFrame(entry.attempt, error));
+  }
+
+  async #passUp(entry: DispatchEntry<State>, error: TiergridError): Promise<boolean> {
+    const [above] = entry.envelope.notify;
+    if (above === undefined) return false;
+    const { rid, attempt } = entry;
+    const timeoutMs = dispatcherDefaults.failedNoticeTimeoutMs;
+    return reportFailed(this.#options.bus, above, { rid, attempt, error, timeoutMs });
+  }
+
+  /** How this request's caller is answered: a receipt, or only frames on its stream. */
+  #answerTo(message: BusMessage, envelope: Envelope): Answer {
+    const { bus } = this.#options;
+    const wantsReceipt = message.reply !== undefined && message.reply !== envelope.stream.subject;
+    return (receipt) => {
+      if (receipt.type === "refused") this.#book.totals.refused += 1;
+      if (wantsReceipt) return publishQuietly(bus, message.reply, encodeReceipt(receipt));
+      if (receipt.type !== "refused") return;
+      const error = new TiergridError(receipt.code, receipt.message);
+      publishFrame(bus, envelope, errorFrame(envelope.attempt, error));
+    };
+  }
+}
+
+function errorFrame(attempt: number, { code, message, retryable }: TiergridError) {
+  return { type: "error", attempt, code, message, retryable, started: false } as const;
+}
+
+function encodeTaken(taken: boolean): Uint8Array {
+  return new TextEncoder().encode(JSON.stringify({ taken }));
+}
+
+function cancelledError(): TiergridError {
+  return new TiergridError("cancelled", "the caller cancelled the request");
+}
+
+function retryAfter(retryAfterMs: number | undefined): { retryAfterMs?: number } {
+  return retryAfterMs === undefined ? {} : { retryAfterMs };
+}
+
+function refusal(error: TiergridError, retryAfterMs?: number): Receipt {
+  const { code, message, details } = error;
+  return { type: "refused", code, message, details, ...retryAfter(retryAfterMs) };
+}

@@ -8,7 +8,7 @@ import {
   linearBuckets,
   logBuckets,
 } from "../../src/runtime/metric-buckets.ts";
-import type { MetricTable } from "../../src/runtime/metric-table.ts";
+import type { MetricRow, MetricTable } from "../../src/runtime/metric-table.ts";
 import * as tables from "../../src/runtime/metric-table.ts";
 import { createMetrics, HistogramSeries, seriesMax } from "../../src/runtime/metrics.ts";
 import { collectBus, collectRuntime, startLoopCanary } from "../../src/runtime/process-metrics.ts";
@@ -64,7 +64,7 @@ it("uses the golden sets under the names of the reference", () => {
 it("names families legally, histograms with rising buckets, and none twice", () => {
   const seen = new Set<string>();
   for (const [group, rows] of Object.entries(tables)) {
-    for (const [name, row] of Object.entries(rows)) {
+    for (const [name, row] of Object.entries<MetricRow>(rows)) {
       expect(name, group).toMatch(/^(?:dynamo|tiergrid)_[a-z0-9_]+$/);
       expect(seen.has(name), name).toBe(false);
       seen.add(name);

@@ -1,0 +1,230 @@
+/**
+ * Open-addressing table from a 64-bit key to one or two 32-bit words, in one typed array.
+ *
+ *   slot      [ key lo ^ secret | key hi ^ secret | value | second value (if slotWords = 4) ]
+ *   empty     both key words 0; a deleted slot leaves no trace (backward shift)
+ *   growth    a second, larger array; every `reserve` moves a slice of the old one over
+ *
+ *   old     [ dead dead dead | k v   ·   k v   k v ]      moved slots are dead, probes walk past
+ *                            ^ #oldAt
+ *   current [ k v   ·   k v   ·    ·   k v   ·   · ]
+ *
+ * - Keys come from outside; home slots depend on secrets drawn from `random`, so nobody can aim many
+ *   keys at one run. Stored key words are XORed with a secret, so the two reserved keys (empty, dead)
+ *   are values nobody can aim at either; they are treated as their neighbours.
+ * - Load stays at or below 3/4. A probe longer than 128 rebuilds with new secrets.
+ * - Offsets that `find` and `insert` answer are valid until the next call that changes the table.
+ */
+import type { Random } from "../base/random.ts";
+import { randomU32 } from "../base/random.ts";
+
+const loadMax = 0.75;
+const loadAfterGrowth = 0.5;
+const probeMax = 128;
+const sliceSlots = 256;
+const dead = -1;
+const noWords = new Int32Array(0);
+
+export class LaneTable {
+  /** Slots' words; `find` and `insert` answer offsets into it. */
+  words: Int32Array;
+  capacity: number;
+  count = 0;
+  longestProbe = 0;
+  /** Next slot a caller's scan will look at; moved back when a shift carries a slot past it. */
+  scanAt = 0;
+
+  readonly #slotWords: number;
+  readonly #random: Random;
+  readonly #secretLo: number;
+  readonly #secretHi: number;
+  #mulLo: number;
+  #mulHi: number;
+  #scale: number;
+  #old: Int32Array = noWords;
+  #oldCapacity = 0;
+  #oldAt = 0;
+  #oldMulLo = 0;
+  #oldMulHi = 0;
+  #oldScale = 0;
+
+  constructor(slotWords: 3 | 4, slots: number, random: Random) {
+    this.#slotWords = slotWords;
+    this.#random = random;
+    this.#secretLo = randomU32(random) | 0;
+    this.#secretHi = randomU32(random) | 0;
+    this.#mulLo = randomU32(random) | 1;
+    this.#mulHi = randomU32(random) | 1;
+    this.capacity = Math.max(16, Math.ceil(slots / loadMax));
+    this.#scale = this.capacity / 4294967296;
+    this.words = new Int32Array(this.capacity * slotWords);
+  }
+
+  get bytes(): number {
+    return this.words.byteLength + this.#old.byteLength;
+  }
+
+  get migrating(): boolean {
+    return this.#oldCapacity > 0;
+  }
+
+  /** Offset of the key's slot, or -1. */
+  find(lo: number, hi: number): number {
+    const a = this.#storedLo(lo, hi);
+    const b = hi ^ this.#secretHi;
+    const words = this.words;
+    const width = this.#slotWords;
+    const end = words.length;
+    let offset = width * home(a, b, this.#mulLo, this.#mulHi, this.#scale);
+    for (;;) {
+      const wordLo = words[offset]!;
+      const wordHi = words[offset + 1]!;
+      if (wordLo === a && wordHi === b) return offset;
+      if ((wordLo | wordHi) === 0) break;
+      offset += width;
+      if (offset === end) offset = 0;
+    }
+    return this.#oldCapacity === 0 ? -1 : this.#bringOver(a, b);
+  }
+
+  /** First value word of the key's slot, or 0. */
+  get(lo: number, hi: number): number {
+    const offset = this.find(lo, hi);
+    return offset < 0 ? 0 : this.words[offset + 2]!;
+  }
+
+  /** Adds a slot for a key that is absent; the caller has reserved it and writes its values. */
+  insert(lo: number, hi: number): number {
+    this.count++;
+    return this.#place(this.#storedLo(lo, hi), hi ^ this.#secretHi);
+  }
+
+  /** Deletes the slot at `offset`; slots behind it move up. */
+  removeAt(offset: number): void {
+    const words = this.words;
+    const width = this.#slotWords;
+    const last = this.capacity - 1;
+    let gap = offset / width;
+    let slot = gap;
+    for (;;) {
+      slot = slot === last ? 0 : slot + 1;
+      const at = slot * width;
+      const a = words[at]!;
+      const b = words[at + 1]!;
+      if ((a | b) === 0) break;
+      const wanted = home(a, b, this.#mulLo, this.#mulHi, this.#scale);
+      // The slot may fill the gap unless its home lies behind the gap, cyclically.
+      const stays = gap <= slot ? wanted > gap && wanted <= slot : wanted > gap || wanted <= slot;
+      if (stays) continue;
+      for (let word = 0; word < width; word++) words[gap * width + word] = words[at + word]!;
+      if (slot >= this.scanAt && gap < this.scanAt) this.scanAt = gap;
+      gap = slot;
+    }
+    for (let word = 0; word < width; word++) words[gap * width + word] = 0;
+    this.count--;
+  }
+
+  /** Makes room for `slots` more keys and moves a slice of a growth under way. */
+  reserve(slots: number): void {
+    if (this.#oldCapacity > 0) this.migrate(Math.max(sliceSlots, 8 * slots));
+    const needed = this.count + slots;
+    if (needed <= this.capacity * loadMax && this.longestProbe <= probeMax) return;
+    if (this.#oldCapacity > 0) this.migrate(this.#oldCapacity);
+    const same = needed <= this.capacity * loadMax;
+    this.#startGrowth(same ? this.capacity : Math.ceil(needed / loadAfterGrowth));
+  }
+
+  /** Moves up to `slots` slots of a growth under way; answers whether some are left. */
+  migrate(slots: number): boolean {
+    const old = this.#old;
+    const width = this.#slotWords;
+    const end = Math.min(this.#oldCapacity, this.#oldAt + slots);
+    for (; this.#oldAt < end; this.#oldAt++) this.#moveSlot(old, this.#oldAt * width);
+    if (this.#oldAt < this.#oldCapacity) return true;
+    this.#old = noWords;
+    this.#oldCapacity = 0;
+    return false;
+  }
+
+  /** The key at `offset` as given to `insert`: [lo, hi], unsigned. */
+  keyLo(offset: number): number {
+    return (this.words[offset]! ^ this.#secretLo) >>> 0;
+  }
+
+  keyHi(offset: number): number {
+    return (this.words[offset + 1]! ^ this.#secretHi) >>> 0;
+  }
+
+  #storedLo(lo: number, hi: number): number {
+    const a = lo ^ this.#secretLo;
+    const b = hi ^ this.#secretHi;
+    return (a | b) === 0 || (a & b) === dead ? a ^ 1 : a;
+  }
+
+  #place(a: number, b: number): number {
+    const words = this.words;
+    const width = this.#slotWords;
+    const end = words.length;
+    let offset = width * home(a, b, this.#mulLo, this.#mulHi, this.#scale);
+    let probe = 1;
+    while ((words[offset]! | words[offset + 1]!) !== 0) {
+      probe++;
+      offset += width;
+      if (offset === end) offset = 0;
+    }
+    if (probe > this.longestProbe) this.longestProbe = probe;
+    words[offset] = a;
+    words[offset + 1] = b;
+    return offset;
+  }
+
+  #startGrowth(capacity: number): void {
+    this.#old = this.words;
+    this.#oldCapacity = this.capacity;
+    this.#oldAt = 0;
+    this.#oldMulLo = this.#mulLo;
+    this.#oldMulHi = this.#mulHi;
+    this.#oldScale = this.#scale;
+    this.capacity = capacity;
+    this.words = new Int32Array(capacity * this.#slotWords);
+    this.#scale = capacity / 4294967296;
+    this.#mulLo = randomU32(this.#random) | 1;
+    this.#mulHi = randomU32(this.#random) | 1;
+    this.longestProbe = 0;
+    this.scanAt = 0;
+  }
+
+  /** Finds a stored key in the old array and moves its slot to the current one. */
+  #bringOver(a: number, b: number): number {
+    const old = this.#old;
+    const width = this.#slotWords;
+    const end = old.length;
+    let offset = width * home(a, b, this.#oldMulLo, this.#oldMulHi, this.#oldScale);
+    for (;;) {
+      const wordLo = old[offset]!;
+      const wordHi = old[offset + 1]!;
+      if (wordLo === a && wordHi === b) return this.#moveSlot(old, offset);
+      if ((wordLo | wordHi) === 0) return -1;
+      offset += width;
+      if (offset === end) offset = 0;
+    }
+  }
+
+  #moveSlot(old: Int32Array, from: number): number {
+    const a = old[from]!;
+    const b = old[from + 1]!;
+    if ((a | b) === 0 || (a & b) === dead) return -1;
+    const to = this.#place(a, b);
+    for (let word = 2; word < this.#slotWords; word++) this.words[to + word] = old[from + word]!;
+    old[from] = dead;
+    old[from + 1] = dead;
+    return to;
+  }
+}
+
+/** Home slot of a stored key: the high part of a mixed 32-bit hash times the capacity. */
+function home(a: number, b: number, mulLo: number, mulHi: number, scale: number): number {
+  const mixed = Math.imul(a, mulLo) ^ Math.imul(b, mulHi);
+  const spread = Math.imul(mixed ^ (mixed >>> 15), 0x2c1b3c6d);
+  return (((spread ^ (spread >>> 13)) >>> 0) * scale) >>> 0;
+}

@@ -6,7 +6,14 @@
 import type { Clock } from "../base/clock.ts";
 import { type ErrorCode, TiergridError } from "../base/errors.ts";
 import { checkPublishSubject } from "../protocol/subjects.ts";
-import type { Bus, BusHandler, BusMessage, PublishOptions, RequestOptions } from "./bus.ts";
+import type {
+  Bus,
+  BusHandler,
+  BusMessage,
+  BusState,
+  PublishOptions,
+  RequestOptions,
+} from "./bus.ts";
 
 /** Above this many waiting bytes `data` is refused. */
 export const outboundSoftBytes = 8 * 1024 * 1024;
@@ -112,6 +119,21 @@ export function handlerErrorCounter(
       totals.handlerErrors += 1;
     }
   };
+}
+
+/** Calls every listener; what one throws is counted and stops nobody. */
+export function tellState(
+  listeners: ReadonlySet<(state: BusState) => void>,
+  state: BusState,
+  failed: HandlerErrorListener,
+): void {
+  for (const listener of [...listeners]) {
+    try {
+      listener(state);
+    } catch (error) {
+      failed(error, `state ${state}`);
+    }
+  }
 }
 
 interface OpenRequest {

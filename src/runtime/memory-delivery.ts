@@ -17,6 +17,7 @@ import {
   type HandlerErrorListener,
   type MutableTotals,
   type RequestBook,
+  tellState,
 } from "./bus-requests.ts";
 import type { FaultDice } from "./memory-faults.ts";
 import type { SubjectTable } from "./subject-table.ts";
@@ -158,5 +159,5 @@ export function setState(connection: Connection, state: BusState): void {
   if (state === "disconnected") {
     connection.requests.failAll("disconnected", "the connection to the bus was lost");
   }
-  for (const listener of [...connection.stateListeners]) listener(state);
+  tellState(connection.stateListeners, state, connection.failed);
 }

@@ -1,0 +1,188 @@
+/**
+ * One life of the `nats` client: dialled, used, lost, never reconnected by itself. The only file
+ * that imports the client. What it knows beyond the client's public interface stands in `internals`
+ * and is checked at every dial, so that another version fails loudly.
+ */
+import {
+  type ConnectionOptions,
+  connect,
+  type Msg,
+  type NatsConnection,
+  headers as newHeaders,
+} from "nats";
+import { TiergridError } from "../base/errors.ts";
+import type { BusMessage, PublishOptions } from "./bus.ts";
+
+/** Credentials of a connection; at most one of the kinds. */
+export interface NatsCredentials {
+  readonly user?: string;
+  readonly pass?: string;
+  readonly token?: string;
+  /** A nkey or JWT authenticator made with the client's own functions. */
+  readonly authenticator?: NonNullable<ConnectionOptions["authenticator"]>;
+}
+
+/** `stale`: the server answered no ping; otherwise the socket ended. */
+export type Loss = "stale" | "closed";
+
+export interface DialOptions {
+  /** Such as `nats://host:4222`. */
+  readonly server: string;
+  readonly name: string;
+  readonly credentials?: NatsCredentials;
+  readonly tls?: NonNullable<ConnectionOptions["tls"]>;
+  /** The connection ended; called at most once, never after `destroy`. */
+  readonly onLost: (why: Loss) => void;
+  /** Errors that do not end the connection, e.g. a refused permission. */
+  readonly onError: (error: unknown) => void;
+}
+
+export interface NatsClient {
+  readonly maxPayloadBytes: number;
+  /** True after a loss or `destroy`. */
+  readonly over: boolean;
+  /** Addresses the server announced for its cluster. */
+  readonly clusterServers: readonly string[];
+  /** Bytes that the socket has not taken. */
+  outboundBytes(): number;
+  publish(subject: string, payload: Uint8Array, options?: PublishOptions): void;
+  /** `receive` must not throw: an exception ends the client's reader. Answers the unsubscribe. */
+  subscribe(subject: string, receive: (raw: Msg) => void, queue?: string): () => void;
+  flush(): Promise<void>;
+  /** Ends this life at once without `onLost`, whatever the socket waits for. */
+  destroy(): void;
+}
+
+/** Stale after the third unanswered ping: 1.5 s. */
+const pingIntervalMs = 500;
+const pingsOutMax = 2;
+const dialTimeoutMs = 2000;
+/** Announced cluster addresses that are remembered. */
+const clusterServersMax = 32;
+
+interface Internals {
+  readonly outbound: { size(): number };
+  readonly transport: {
+    readonly socket?: { readonly writableLength: number; destroy(): unknown };
+  };
+}
+
+/** One attempt at one server. */
+export async function dialNats(options: DialOptions): Promise<NatsClient> {
+  const connection = await connect({
+    servers: [options.server],
+    name: options.name,
+    ...options.credentials,
+    ...(options.tls ? { tls: options.tls } : {}),
+    reconnect: false,
+    timeout: dialTimeoutMs,
+    pingInterval: pingIntervalMs,
+    maxPingOut: pingsOutMax,
+    noAsyncTraces: true,
+  });
+  const internal = internals(connection);
+  let over = false;
+  const destroy = (): void => {
+    over = true;
+    internal.transport.socket?.destroy();
+    // With its socket gone the close cannot wait for a peer; its outcome interests nobody.
+    connection.close().catch(() => {});
+  };
+  const lost = (why: Loss): void => {
+    if (over) return;
+    destroy();
+    options.onLost(why);
+  };
+  void connection.closed().then(() => lost("closed"));
+  void watch(connection, lost, options.onError);
+  return {
+    get over() {
+      return over;
+    },
+    maxPayloadBytes: connection.info?.max_payload ?? 1024 * 1024,
+    clusterServers: (connection.info?.connect_urls ?? []).slice(0, clusterServersMax),
+    outboundBytes: () =>
+      internal.outbound.size() + (internal.transport.socket?.writableLength ?? 0),
+    publish: (subject, payload, given) => connection.publish(subject, payload, wireOptions(given)),
+    subscribe: (subject, receive, queue) => {
+      // A refused permission also comes here; the status reports it.
+      const callback = (error: unknown, raw: Msg): void => {
+        if (!error) receive(raw);
+      };
+      const subscription = connection.subscribe(
+        subject,
+        queue ? { queue, callback } : { callback },
+      );
+      return () => subscription.unsubscribe();
+    },
+    flush: () => connection.flush(),
+    destroy,
+  };
+}
+
+/** Acts on a stale connection at once: the client's own close waits for a write to a hung peer. */
+async function watch(
+  connection: NatsConnection,
+  lost: (why: Loss) => void,
+  onError: (error: unknown) => void,
+): Promise<void> {
+  for await (const status of connection.status()) {
+    if (status.type === "staleConnection") lost("stale");
+    else if (status.type === "error") onError(status.permissionContext ?? status.data);
+  }
+}
+
+function internals(connection: NatsConnection): Internals {
+  const { protocol } = connection as unknown as { readonly protocol?: Internals };
+  const socket = protocol?.transport?.socket;
+  if (typeof socket?.destroy === "function" && typeof protocol?.outbound?.size === "function") {
+    return protocol;
+  }
+  connection.close().catch(() => {});
+  throw new TiergridError("internal_error", "this version of the nats client hides its socket");
+}
+
+type WireOptions = NonNullable<Parameters<NatsConnection["publish"]>[2]>;
+
+function wireOptions(options: PublishOptions | undefined): WireOptions | undefined {
+  if (options?.reply === undefined && options?.headers === undefined) return undefined;
+  const wire: WireOptions = {};
+  if (options.reply !== undefined) wire.reply = options.reply;
+  if (options.headers !== undefined) {
+    wire.headers = newHeaders();
+    for (const [name, value] of options.headers) wire.headers.set(name, value);
+  }
+  return wire;
+}
+
+/** A received message; subject, reply and headers are decoded when they are read. */
+export class NatsMessage implements BusMessage {
+  readonly #raw: Msg;
+
+  constructor(raw: Msg) {
+    this.#raw = raw;
+  }
+
+  get subject(): string {
+    return this.#raw.subject;
+  }
+
+  get payload(): Uint8Array {
+    return this.#raw.data;
+  }
+
+  get reply(): string | undefined {
+    return this.#raw.reply || undefined;
+  }
+
+  get headers(): ReadonlyMap<string, string> | undefined {
+    const { headers } = this.#raw;
+    if (!headers) return undefined;
+    return new Map(headers.keys().map((name) => [name, headers.get(name)]));
+  }
+}
+
+/** True for the server's answer to a request that nobody serves. */
+export function isNoResponders(raw: Msg): boolean {
+  return raw.data.length === 0 && raw.headers?.code === 503;
+}

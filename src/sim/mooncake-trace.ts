@@ -1,0 +1,116 @@
+/**
+ * Request traces in the JSONL form of Mooncake: one object per line, with the arrival, the lengths
+ * and one id per 512 prompt tokens. Equal leading ids are a shared prefix; an id never has two
+ * different predecessors.
+ *
+ *   {"timestamp": 27000, "input_length": 1100, "output_length": 52, "hash_ids": [0, 14, 15]}
+ */
+import { TiergridError } from "../base/errors.ts";
+
+/** Prompt tokens one id stands for; the last id of a row may cover fewer. */
+export const traceBlockTokens = 512;
+export const traceRequestsMax = 1_000_000;
+export const traceInputTokensMax = 4_194_304;
+const problemsMax = 20;
+
+export interface TraceRequest {
+  /** Arrival, milliseconds from the start of the trace. */
+  readonly arrivalMs: number;
+  readonly inputTokens: number;
+  /** At least 1. */
+  readonly outputTokens: number;
+  /** `ceil(inputTokens / 512)` ids below 2^53. */
+  readonly hashIds: readonly number[];
+}
+
+/** Parses a whole file; throws `config_invalid` naming the first lines that are wrong and why. */
+export function parseMooncakeTrace(text: string): TraceRequest[] {
+  const requests: TraceRequest[] = [];
+  const problems: string[] = [];
+  let lineNumber = 0;
+  for (const line of linesOf(text)) {
+    lineNumber += 1;
+    if (line.trim() === "") continue;
+    if (requests.length >= traceRequestsMax) {
+      problems.push(`line ${lineNumber}: more than ${traceRequestsMax} requests`);
+      break;
+    }
+    const request = readLine(line);
+    if (typeof request !== "string") requests.push(request);
+    else if (problems.push(`line ${lineNumber}: ${request}`) >= problemsMax) break;
+  }
+  if (problems.length > 0) {
+    throw new TiergridError("config_invalid", problems.join("\n"), { problems });
+  }
+  return requests;
+}
+
+/** The inverse: one line per request, no spaces, LF after every line. */
+export function formatMooncakeTrace(requests: readonly TraceRequest[]): string {
+  const lines = requests.map(({ arrivalMs, inputTokens, outputTokens, hashIds }) =>
+    JSON.stringify({
+      timestamp: arrivalMs,
+      input_length: inputTokens,
+      output_length: outputTokens,
+      hash_ids: hashIds,
+    }),
+  );
+  return lines.map((line) => `${line}\n`).join("");
+}
+
+function* linesOf(text: string): Generator<string> {
+  let start = 0;
+  while (start < text.length) {
+    const end = text.indexOf("\n", start);
+    yield text.slice(start, end < 0 ? text.length : end);
+    if (end < 0) return;
+    start = end + 1;
+  }
+}
+
+/** The request of one line, or what is wrong with it. */
+function readLine(line: string): TraceRequest | string {
+  const row = parseObject(line);
+  if (row === undefined) return `expected a JSON object, got ${quoted(line)}`;
+  const arrivalMs = row["timestamp"] ?? row["created_time"];
+  if (typeof arrivalMs !== "number" || !(arrivalMs >= 0)) {
+    return `timestamp: expected milliseconds, at least 0, got ${quoted(arrivalMs)}`;
+  }
+  const inputTokens = row["input_length"];
+  if (!isCount(inputTokens) || inputTokens < 1 || inputTokens > traceInputTokensMax) {
+    const expected = `an integer from 1 to ${traceInputTokensMax}`;
+    return `input_length: expected ${expected}, got ${quoted(inputTokens)}`;
+  }
+  const outputTokens = row["output_length"];
+  if (!isCount(outputTokens)) {
+    return `output_length: expected an integer, at least 0, got ${quoted(outputTokens)}`;
+  }
+  const hashIds = row["hash_ids"];
+  if (!Array.isArray(hashIds) || !hashIds.every(isCount)) {
+    return `hash_ids: expected integers, at least 0, got ${quoted(hashIds)}`;
+  }
+  const blocks = Math.ceil(inputTokens / traceBlockTokens);
+  if (hashIds.length !== blocks) {
+    const reason = `one per ${traceBlockTokens} of ${inputTokens} tokens`;
+    return `hash_ids: expected ${blocks} ids (${reason}), got ${hashIds.length}`;
+  }
+  return { arrivalMs, inputTokens, outputTokens: Math.max(1, outputTokens), hashIds };
+}
+
+function parseObject(line: string): Record<string, unknown> | undefined {
+  try {
+    const value: unknown = JSON.parse(line);
+    const isObject = typeof value === "object" && value !== null && !Array.isArray(value);
+    return isObject ? (value as Record<string, unknown>) : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+function isCount(value: unknown): value is number {
+  return Number.isSafeInteger(value) && (value as number) >= 0;
+}
+
+function quoted(value: unknown): string {
+  return (JSON.stringify(value) ?? "nothing").slice(0, 80);
+}

@@ -5,9 +5,8 @@
  *      │
  *      ▼
  *   record    1 ──next──▶ 7 ──next──▶ 0     one record per holder of that hash
- *   lo, hi    the hash, two u32 lanes
- *   holder    slot that holds it
- *   refs      requests on that slot that use it
+ *
+ *   fields    [ lo, hi, holder, refs, next, previous, mixed, – ]   8 x i32 = half a cache line
  *   weight    1, or the fraction its single user last gave it
  *
  * Invariants: every record in a list has the same hash and another holder; refs >= 1; bucket load
@@ -16,22 +15,25 @@
  */
 import type { Random } from "../base/random.ts";
 import { randomU32 } from "../base/random.ts";
-import { grownFloat64, grownInt32, grownUint32 } from "./column.ts";
+import { grownFloat64, grownInt32 } from "./column.ts";
 
 const recordsAtStart = 1024;
+const stride = 8;
+const lane0 = 0;
+const lane1 = 1;
+const holderAt = 2;
+const refsAt = 3;
+const nextAt = 4;
+const previousAt = 5;
+const mixedAt = 6;
 
 export class LiveBlocks {
-  refs: Int32Array = new Int32Array(recordsAtStart);
   weight: Float64Array = new Float64Array(recordsAtStart);
 
   readonly #recordsMax: number;
   readonly #secretLo: number;
   readonly #secretHi: number;
-  #lo = new Uint32Array(recordsAtStart);
-  #hi = new Uint32Array(recordsAtStart);
-  #holder = new Int32Array(recordsAtStart);
-  #next = new Int32Array(recordsAtStart);
-  #previous = new Int32Array(recordsAtStart);
+  #fields = new Int32Array(recordsAtStart * stride);
   #buckets = new Int32Array(2 * recordsAtStart);
   #hashes = 0;
   #records = 0;
@@ -51,7 +53,7 @@ export class LiveBlocks {
   }
 
   get bytes(): number {
-    return this.#buckets.byteLength + this.refs.length * 32;
+    return this.#buckets.byteLength + this.#fields.byteLength + this.weight.byteLength;
   }
 
   /** True when `count` more records fit. */
@@ -59,24 +61,33 @@ export class LiveBlocks {
     return this.#records + count <= this.#recordsMax;
   }
 
-  /** Takes one reference to the block on `holder`; a new record has `refs` 1 and `weight` 1. */
+  /** Requests that use the block of a record. */
+  refsOf(record: number): number {
+    return this.#fields[record * stride + refsAt]!;
+  }
+
+  /** Takes one reference to the block on `holder`; a new record has one reference, weight 1. */
   acquire(lo: number, hi: number, holder: number): number {
-    const bucket = this.#bucketOf(lo, hi);
+    const mixed = this.#mix(lo, hi);
+    const bucket = this.#bucketOf(lo | 0, hi | 0, mixed);
     const head = this.#buckets[bucket]!;
-    for (let record = head; record !== 0; record = this.#next[record]!) {
-      if (this.#holder[record] !== holder) continue;
-      this.refs[record]!++;
+    for (let record = head; record !== 0; record = this.#fields[record * stride + nextAt]!) {
+      if (this.#fields[record * stride + holderAt] !== holder) continue;
+      this.#fields[record * stride + refsAt]!++;
       return record;
     }
     const record = this.#allot();
-    this.#lo[record] = lo;
-    this.#hi[record] = hi;
-    this.#holder[record] = holder;
-    this.#next[record] = head;
-    this.#previous[record] = 0;
-    this.refs[record] = 1;
+    const at = record * stride;
+    const fields = this.#fields;
+    fields[at + lane0] = lo;
+    fields[at + lane1] = hi;
+    fields[at + holderAt] = holder;
+    fields[at + refsAt] = 1;
+    fields[at + nextAt] = head;
+    fields[at + previousAt] = 0;
+    fields[at + mixedAt] = mixed;
     this.weight[record] = 1;
-    if (head !== 0) this.#previous[head] = record;
+    if (head !== 0) fields[head * stride + previousAt] = record;
     this.#buckets[bucket] = record;
     this.#records++;
     if (head === 0 && ++this.#hashes * 2 > this.#buckets.length) this.#rehash();
@@ -85,13 +96,15 @@ export class LiveBlocks {
 
   /** Gives one reference back; answers true when the record is gone with it. */
   release(record: number): boolean {
-    if (--this.refs[record]! > 0) return false;
-    const next = this.#next[record]!;
-    const previous = this.#previous[record]!;
-    if (next !== 0) this.#previous[next] = previous;
-    if (previous !== 0) this.#next[previous] = next;
+    const fields = this.#fields;
+    const at = record * stride;
+    if (--fields[at + refsAt]! > 0) return false;
+    const next = fields[at + nextAt]!;
+    const previous = fields[at + previousAt]!;
+    if (next !== 0) fields[next * stride + previousAt] = previous;
+    if (previous !== 0) fields[previous * stride + nextAt] = next;
     else this.#replaceHead(record, next);
-    this.#next[record] = this.#freeHead;
+    fields[at + nextAt] = this.#freeHead;
     this.#freeHead = record;
     this.#records--;
     return true;
@@ -103,13 +116,15 @@ export class LiveBlocks {
    */
   sharedPrefix(sequence: Uint32Array, shared: Int32Array): void {
     shared.fill(0);
+    const fields = this.#fields;
     const blocks = sequence.length >> 1;
     for (let block = 0; block < blocks; block++) {
-      const bucket = this.#bucketOf(sequence[2 * block]!, sequence[2 * block + 1]!);
+      const lo = sequence[2 * block]!;
+      const hi = sequence[2 * block + 1]!;
       let reached = false;
-      let record = this.#buckets[bucket]!;
-      for (; record !== 0; record = this.#next[record]!) {
-        const holder = this.#holder[record]!;
+      let record = this.#buckets[this.#bucketOf(lo | 0, hi | 0, this.#mix(lo, hi))]!;
+      for (; record !== 0; record = fields[record * stride + nextAt]!) {
+        const holder = fields[record * stride + holderAt]!;
         if (shared[holder] !== block) continue;
         shared[holder] = block + 1;
         reached = true;
@@ -118,25 +133,28 @@ export class LiveBlocks {
     }
   }
 
-  #homeOf(lo: number, hi: number): number {
-    let mixed = Math.imul(lo ^ this.#secretLo, 0x9e3779b1) ^ Math.imul(hi, this.#secretHi);
-    mixed = Math.imul(mixed ^ (mixed >>> 15), this.#secretLo);
-    return (mixed ^ (mixed >>> 13)) & (this.#buckets.length - 1);
+  #mix(lo: number, hi: number): number {
+    const mixed = Math.imul(lo ^ this.#secretLo, 0x9e3779b1) ^ Math.imul(hi, this.#secretHi);
+    const spread = Math.imul(mixed ^ (mixed >>> 15), this.#secretLo);
+    return spread ^ (spread >>> 13);
   }
 
   /** Bucket whose head has this hash, or the empty bucket where it belongs. */
-  #bucketOf(lo: number, hi: number): number {
+  #bucketOf(lo: number, hi: number, mixed: number): number {
+    const fields = this.#fields;
     const mask = this.#buckets.length - 1;
-    let bucket = this.#homeOf(lo, hi);
+    let bucket = mixed & mask;
     for (;;) {
-      const head = this.#buckets[bucket]!;
-      if (head === 0 || (this.#lo[head] === lo && this.#hi[head] === hi)) return bucket;
+      const at = this.#buckets[bucket]! * stride;
+      if (at === 0 || (fields[at + lane0] === lo && fields[at + lane1] === hi)) return bucket;
       bucket = (bucket + 1) & mask;
     }
   }
 
   #replaceHead(record: number, next: number): void {
-    const bucket = this.#bucketOf(this.#lo[record]!, this.#hi[record]!);
+    const mask = this.#buckets.length - 1;
+    let bucket = this.#fields[record * stride + mixedAt]! & mask;
+    while (this.#buckets[bucket] !== record) bucket = (bucket + 1) & mask;
     this.#buckets[bucket] = next;
     if (next !== 0) return;
     this.#hashes--;
@@ -150,7 +168,7 @@ export class LiveBlocks {
     for (let bucket = (gap + 1) & mask; ; bucket = (bucket + 1) & mask) {
       const head = this.#buckets[bucket]!;
       if (head === 0) return;
-      const home = this.#homeOf(this.#lo[head]!, this.#hi[head]!);
+      const home = this.#fields[head * stride + mixedAt]! & mask;
       if (((bucket - home) & mask) < ((bucket - gap) & mask)) continue;
       this.#buckets[gap] = head;
       this.#buckets[bucket] = 0;
@@ -161,30 +179,27 @@ export class LiveBlocks {
   #allot(): number {
     const free = this.#freeHead;
     if (free !== 0) {
-      this.#freeHead = this.#next[free]!;
+      this.#freeHead = this.#fields[free * stride + nextAt]!;
       return free;
     }
-    if (this.#unused === this.refs.length) this.#grow();
+    if (this.#unused === this.weight.length) {
+      this.weight = grownFloat64(this.weight, this.weight.length * 2);
+      this.#fields = grownInt32(this.#fields, this.#fields.length * 2);
+    }
     return this.#unused++;
-  }
-
-  #grow(): void {
-    const length = this.refs.length * 2;
-    this.refs = grownInt32(this.refs, length);
-    this.weight = grownFloat64(this.weight, length);
-    this.#lo = grownUint32(this.#lo, length);
-    this.#hi = grownUint32(this.#hi, length);
-    this.#holder = grownInt32(this.#holder, length);
-    this.#next = grownInt32(this.#next, length);
-    this.#previous = grownInt32(this.#previous, length);
   }
 
   #rehash(): void {
     const old = this.#buckets;
-    this.#buckets = new Int32Array(old.length * 2);
-    for (let bucket = 0; bucket < old.length; bucket++) {
-      const head = old[bucket]!;
-      if (head !== 0) this.#buckets[this.#bucketOf(this.#lo[head]!, this.#hi[head]!)] = head;
+    const buckets = new Int32Array(old.length * 2);
+    const mask = buckets.length - 1;
+    for (let from = 0; from < old.length; from++) {
+      const head = old[from]!;
+      if (head === 0) continue;
+      let bucket = this.#fields[head * stride + mixedAt]! & mask;
+      while (buckets[bucket] !== 0) bucket = (bucket + 1) & mask;
+      buckets[bucket] = head;
     }
+    this.#buckets = buckets;
   }
 }

@@ -81,14 +81,30 @@ export interface CostTerms {
 /** `blocks` mode. */
 export const blocksCost: CostMode = {
   price(input, candidates, count, costs) {
-    const least = leastPrefillTokens(input, candidates, count);
+    const { overlap, weights, load, shared } = input;
+    const special = overlap.hostExt || overlap.diskExt || overlap.sharedBeyond || input.taintPull;
+    const decodeForm = input.decodeOnly && !input.trackPrefillTokens;
+    if (special || decodeForm || weights.overlapScoreCreditDecay !== 0) {
+      return priceByTerms(input, candidates, count, costs);
+    }
+    // The formula of the head without the terms that are off, on hoisted columns.
+    const { islTokens, blockSize, trackedBlocks } = input;
+    const { overlapScoreCredit, prefillLoadScale, decodeActiveRequestWeight } = weights;
+    const { device } = overlap;
+    const { prefillTokens, activeBlocks, activeRequests } = load;
+    const scale = input.trackPrefillTokens ? prefillLoadScale : 0;
     let nonFinite = 0;
     for (let place = 0; place < count; place++) {
       const slot = candidates[place]!;
-      const decay = creditDecayOf(input, slot, least);
-      const cost = costOf(input, slot, overlapCreditOf(input, slot, decay));
+      const blocks = slot < device.length ? device[slot]! : 0;
+      const prompt = Math.max(islTokens, blocks * blockSize);
+      const raw = (prefillTokens[slot]! + prompt) / blockSize;
+      const prefill = Math.max(raw - overlapScoreCredit * blocks, 0);
+      const decode = activeBlocks[slot]! + trackedBlocks - shared[slot]!;
+      const requests = decodeActiveRequestWeight * activeRequests[slot]!;
+      const cost = scale * prefill + decode + requests;
       costs[place] = cost;
-      if (!Number.isFinite(cost)) nonFinite++;
+      if (cost - cost !== 0) nonFinite++;
     }
     return nonFinite;
   },
@@ -97,6 +113,24 @@ export const blocksCost: CostMode = {
     return Array.from(candidates.subarray(0, count), (slot) => termsOf(input, slot, least));
   },
 };
+
+function priceByTerms(
+  input: CostInput,
+  candidates: Int32Array,
+  count: number,
+  costs: Float64Array,
+): number {
+  const least = leastPrefillTokens(input, candidates, count);
+  let nonFinite = 0;
+  for (let place = 0; place < count; place++) {
+    const slot = candidates[place]!;
+    const decay = creditDecayOf(input, slot, least);
+    const cost = costOf(input, slot, overlapCreditOf(input, slot, decay));
+    costs[place] = cost;
+    if (!Number.isFinite(cost)) nonFinite++;
+  }
+  return nonFinite;
+}
 
 function termsOf(input: CostInput, slot: number, least: number): CostTerms {
   const creditDecay = creditDecayOf(input, slot, least);

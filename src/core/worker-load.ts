@@ -149,7 +149,7 @@ export class WorkerLoad {
     for (let block = 0; block < blocks; block++) {
       const record = this.#blocks.acquire(sequence[2 * block]!, sequence[2 * block + 1]!, slot);
       request.records[block] = record;
-      if (this.#blocks.refs[record] === 1) this.#weightSum[slot]! += 1;
+      if (this.#blocks.refsOf(record) === 1) this.#weightSum[slot]! += 1;
     }
     this.#weightSum[slot]! += booking.privateBlocks;
     this.#settle(slot);
@@ -287,10 +287,10 @@ export class WorkerLoad {
   }
 
   #reweighShareable(request: BookedRequest, fraction: number): void {
-    const { refs, weight } = this.#blocks;
+    const { weight } = this.#blocks;
     for (let block = 0; block < request.records.length; block++) {
       const record = request.records[block]!;
-      if (refs[record] !== 1) continue;
+      if (this.#blocks.refsOf(record) !== 1) continue;
       this.#reweigh(request.slot, weight[record]!, fraction);
       weight[record] = fraction;
     }

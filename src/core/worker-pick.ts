@@ -66,16 +66,16 @@ export function softmaxWeights(
     if (cost < min) min = cost;
     if (cost > max) max = cost;
   }
-  // Two finite costs may be further apart than the largest double.
-  const unit = max - min === Number.POSITIVE_INFINITY ? Math.max(Math.abs(min), Math.abs(max)) : 1;
-  const low = min / unit;
-  const spread = (max / unit - low) * temperature;
+  // Two finite costs may be further apart than the largest double; halves are not.
+  const unit = max - min === Number.POSITIVE_INFINITY ? 0.5 : 1;
+  const low = min * unit;
+  const spread = (max * unit - low) * temperature;
   let total = 0;
   for (let at = 0; at < count; at++) {
     const cost = costs[at]!;
     let weight = 0;
     if (cost === min) weight = 1;
-    else if (Number.isFinite(cost)) weight = Math.exp(-(cost / unit - low) / spread);
+    else if (Number.isFinite(cost)) weight = Math.exp((low - cost * unit) / spread);
     weights[at] = weight;
     total += weight;
   }

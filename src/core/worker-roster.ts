@@ -181,6 +181,10 @@ export class WorkerRoster {
     if (pinned && allowedWorkerIds && !allowedWorkerIds.has(pinnedWorkerId)) {
       return "pinned_worker_not_allowed";
     }
+    if (!this.#judges && isOpen(constraints)) {
+      candidates.set(this.order.subarray(0, this.count));
+      return this.count > 0 ? this.count : "no_endpoints";
+    }
     let found = 0;
     let busy = 0;
     for (let at = 0; at < this.count; at++) {
@@ -226,6 +230,13 @@ export class WorkerRoster {
     this.#decodeBlocksLimit = grownFloat64(this.#decodeBlocksLimit, length);
     this.#prefillTokensLimit = grownFloat64(this.#prefillTokensLimit, length);
   }
+}
+
+/** True when every holder may take the request. */
+function isOpen(constraints: WorkerConstraints): boolean {
+  const { allowedWorkerIds, pinnedWorkerId, dpRank, requiredTaints } = constraints;
+  const taints = requiredTaints?.length ?? 0;
+  return !allowedWorkerIds && pinnedWorkerId === undefined && dpRank === undefined && taints === 0;
 }
 
 function hasAll(taints: ReadonlySet<string>, required: readonly string[]): boolean {

@@ -22,7 +22,7 @@ it("finds every live record again through growth, removal and colliding low lane
     const record = blocks.acquire(lo, hi, holder);
     if (known) expect(record).toBe(known.record);
     live.set(name, { record, refs: (known?.refs ?? 0) + 1, lanes: [lo, hi, holder] });
-    expect(blocks.refs[record]).toBe((known?.refs ?? 0) + 1);
+    expect(blocks.refsOf(record)).toBe((known?.refs ?? 0) + 1);
   }
   expect(blocks.size).toBe(live.size);
   const shared = new Int32Array(4);

@@ -16,10 +16,13 @@ export interface EngineRequest {
   /** Unique in the worker, below 2^53. */
   readonly key: number;
   readonly tokens: Uint32Array;
-  /** Lanes of the chained hashes of the full prompt blocks. */
+  /** Lanes of the chained hashes of the full prompt blocks; the mock hashes itself without them. */
   readonly sequenceHashes: Uint32Array;
   /** Lanes of the hashes of each full prompt block alone. */
   readonly localHashes: Uint32Array;
+  /** What the hashes of this request are seeded with besides its tokens. */
+  readonly loraName?: string | undefined;
+  readonly cacheSalt?: string | undefined;
   readonly maxOutputTokens: number;
   readonly minOutputTokens: number;
   readonly seed: number;
@@ -46,7 +49,7 @@ export interface PrefillResult {
  */
 export interface EngineStep {
   readonly dpRank: number;
-  /** Requests whose first token is in this step or a later one; each is listed once. */
+  /** Requests whose token 0 is in this step. */
   readonly started: readonly StepStart[];
   readonly count: number;
   readonly keys: Float64Array;

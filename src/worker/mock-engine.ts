@@ -64,24 +64,32 @@ export class MockEngineCore {
     this.#output = output;
   }
 
+  /** Queues a request; requests must be submitted in the order of their arrival times. */
   submit(submission: MockSubmission): MockRequest | MockRefusal {
-    const { config } = this;
-    const { promptTokens } = submission;
-    if (promptTokens === 0) return "empty_prompt";
-    const unchunkedMax = config.enableChunkedPrefill
-      ? Number.POSITIVE_INFINITY
-      : config.maxNumBatchedTokens;
-    const poolTokens = config.numGpuBlocks * config.blockSize;
-    if (promptTokens >= config.maxModelLen || promptTokens > Math.min(poolTokens, unchunkedMax)) {
-      return "prompt_too_long";
-    }
-    if (this.waiting.count >= config.maxWaitingSeqs) return "queue_full";
+    const refusal = this.refusal(submission);
+    if (refusal !== undefined) return refusal;
     const asked = submission.prefillOnly ? 1 : submission.maxOutputTokens;
-    const limit = outputLimit(config, promptTokens, asked);
-    if (submission.transferred && limit < 2) return "nothing_to_decode";
+    const limit = outputLimit(this.config, submission.promptTokens, asked);
     const request = new MockRequest(submission, limit);
     this.waiting.push(request);
     return request;
+  }
+
+  /** Why `submit` would refuse, or undefined. */
+  refusal(submission: MockSubmission): MockRefusal | undefined {
+    const { config } = this;
+    const { promptTokens } = submission;
+    if (promptTokens === 0) return "empty_prompt";
+    const passTokens = config.enableChunkedPrefill
+      ? Number.POSITIVE_INFINITY
+      : config.maxNumBatchedTokens;
+    const promptMax = Math.min(config.numGpuBlocks * config.blockSize, passTokens);
+    if (promptTokens >= config.maxModelLen || promptTokens > promptMax) return "prompt_too_long";
+    if (submission.transferred) {
+      const limit = outputLimit(config, promptTokens, submission.maxOutputTokens);
+      if (limit < 2) return "nothing_to_decode";
+    }
+    return this.waiting.count >= config.maxWaitingSeqs ? "queue_full" : undefined;
   }
 
   /** Ends a request silently; one that is in the running pass leaves at its end. */
@@ -117,12 +125,12 @@ export class MockEngineCore {
     return { type: "cleared" };
   }
 
-  /** Plans and schedules the next pass; undefined when nothing can run. */
-  startPass(): MockPass | undefined {
+  /** Plans and schedules the pass that starts at `nowMs`; undefined when nothing can run. */
+  startPass(nowMs: number): MockPass | undefined {
     if (this.running.length === 0 && this.waiting.count === 0) return undefined;
     const pass = newPass();
     const budget = this.#scheduleRunning(pass);
-    if (pass.preempted.length === 0) this.#admit(pass, budget);
+    if (pass.preempted.length === 0) this.#admit(pass, budget, nowMs);
     if (this.running.length === 0 && pass.preempted.length === 0) return undefined;
     measurePass(pass, this.config, this.running, this.pool.active);
     this.#inPass = true;
@@ -208,12 +216,12 @@ export class MockEngineCore {
     return tokens;
   }
 
-  #admit(pass: MockPass, startBudget: number): void {
+  #admit(pass: MockPass, startBudget: number, nowMs: number): void {
     let budget = startBudget;
     let reserved = this.config.engineType === "trtllm" ? this.#reservedBlocks() : 0;
     while (budget > 0 && this.running.length < this.config.maxNumSeqs) {
       const request = this.waiting.head;
-      if (!request || this.#stillBlocked(request)) return;
+      if (!request || request.arrivedAtMs > nowMs || this.#stillBlocked(request)) return;
       this.#findHits(request, request.blocks);
       const want = this.#startable(request, budget, reserved);
       if (want === 0) {

@@ -12,13 +12,13 @@ export interface MockHandoff {
 }
 
 /**
- * Time to move the KV of `tokens` tokens: bytes / bandwidth, but no longer than the session may
- * last; 0 ms when either is not set.
+ * Time to move the KV of `tokens` tokens: bytes / bandwidth / speed-up, but no longer than the
+ * session may last; 0 ms when bytes or bandwidth are not set.
  */
 export function handoffDelayMs(config: MockEngineConfig, tokens: number): number {
   if (config.kvTransferGbPerSecond === 0) return 0;
   const ms = (tokens * config.kvBytesPerToken) / (config.kvTransferGbPerSecond * 1e6);
-  return Math.min(ms, config.handoffSessionTimeoutMs);
+  return Math.min(ms / config.speedupRatio, config.handoffSessionTimeoutMs);
 }
 
 /** Checks what a decode leg brings for a prompt of `promptTokens`; throws `invalid_request`. */

@@ -16,6 +16,8 @@ export type MockRequestState = "waiting" | "running" | "held" | "ended";
 /** What the core needs to know of a request; hashes are interleaved u32 lanes. */
 export interface MockSubmission {
   readonly key: number;
+  /** No pass planned to start earlier takes it. */
+  readonly arrivedAtMs: number;
   readonly promptTokens: number;
   readonly maxOutputTokens: number;
   readonly sequenceHashes: Uint32Array;
@@ -28,6 +30,7 @@ export interface MockSubmission {
 
 export class MockRequest {
   readonly key: number;
+  readonly arrivedAtMs: number;
   readonly promptTokens: number;
   readonly maxOutputTokens: number;
   readonly prefillOnly: boolean;
@@ -52,6 +55,7 @@ export class MockRequest {
 
   constructor(submission: MockSubmission, maxOutputTokens: number) {
     this.key = submission.key;
+    this.arrivedAtMs = submission.arrivedAtMs;
     this.promptTokens = submission.promptTokens;
     this.maxOutputTokens = maxOutputTokens;
     this.prefillOnly = submission.prefillOnly;

@@ -105,7 +105,7 @@ class Replay {
         this.core.releaseHeld(request);
         this.log.push({ t, e: "handoff_done", id: this.#nameOf(request) });
       }
-      const pass = this.core.startPass();
+      const pass = this.core.startPass(0);
       if (!pass) {
         t = Math.min(arrivals[0]?.arrival_ms ?? Infinity, handoffs[0]?.at ?? Infinity);
         if (t === Infinity) return;
@@ -140,6 +140,7 @@ class Replay {
     const lanes = this.#symbols.lanes(row.hashes);
     const answer = this.core.submit({
       key: this.#scenario.requests.indexOf(row),
+      arrivedAtMs: 0,
       promptTokens: row.input_tokens,
       maxOutputTokens: row.max_output_tokens,
       sequenceHashes: lanes,
@@ -246,6 +247,7 @@ it("admits exactly as many requests as can finish without eviction in trtllm sty
   for (let key = 0; key < 64; key++) {
     core.submit({
       key,
+      arrivedAtMs: 0,
       promptTokens: point["prompt_tokens"]!,
       maxOutputTokens: point["max_output_tokens"]!,
       sequenceHashes: none,
@@ -255,10 +257,10 @@ it("admits exactly as many requests as can finish without eviction in trtllm sty
     });
   }
   for (let pass = 0; pass < 100; pass++) {
-    core.startPass();
+    core.startPass(0);
     core.endPass();
   }
   expect(core.running).toHaveLength(point["concurrent_requests_admitted"]!);
-  while (core.startPass()) core.endPass();
+  while (core.startPass(0)) core.endPass();
   expect(core.load(0)).toMatchObject({ running: 0, waiting: 0, preemptionsTotal: 0 });
 });

@@ -32,6 +32,7 @@ function submit(core: MockEngineCore, wanted: Wanted): MockRequest | string {
   const lanes = familyLanes(wanted.family ?? 1000 + wanted.key, blocks);
   return core.submit({
     key: wanted.key,
+    arrivedAtMs: 0,
     promptTokens: wanted.prompt,
     maxOutputTokens: wanted.output,
     sequenceHashes: lanes,
@@ -107,7 +108,7 @@ function checkInvariants(core: MockEngineCore, requests: Iterable<MockRequest>, 
 /** Runs passes until nothing is left; every pass must be followed by progress. */
 function drain(core: MockEngineCore, index: EventIndex, onToken: (request: MockRequest) => void) {
   let silentPasses = 0;
-  for (let pass = core.startPass(); pass; pass = core.startPass()) {
+  for (let pass = core.startPass(0); pass; pass = core.startPass(0)) {
     index.apply(pass.events);
     const emitted = core.endPass();
     for (const request of emitted) {
@@ -166,7 +167,7 @@ it("keeps its invariants and makes progress under any order of submit, cancel an
           core.endPass();
           inPass = false;
         } else {
-          const pass = core.startPass();
+          const pass = core.startPass(0);
           if (pass) index.apply(pass.events);
           inPass = pass !== undefined;
         }
@@ -245,7 +246,7 @@ it("refuses what can never run and clamps what would outgrow the pool", () => {
 it("holds a prefill leg's blocks until they are released", () => {
   const core = newCore({ worker_type: "prefill" });
   const request = submit(core, { key: 0, prompt: 130, output: 9, prefillOnly: true });
-  core.startPass();
+  core.startPass(0);
   expect(core.endPass()).toEqual([request]);
   expect(request).toMatchObject({ state: "held", generated: 1 });
   expect(core.load(0)).toMatchObject({ running: 0, activeBlocks: 3 });
@@ -256,7 +257,7 @@ it("holds a prefill leg's blocks until they are released", () => {
 it("clears the cache only while no block is in use", () => {
   const core = newCore({});
   submit(core, { key: 0, prompt: 200, output: 2 });
-  core.startPass();
+  core.startPass(0);
   expect(core.clearCache()).toBeUndefined();
   core.endPass();
   drain(core, new EventIndex(), () => {});

@@ -15,7 +15,7 @@
  */
 import { type CancelTimer, type Clock, every, sleep } from "../base/clock.ts";
 import { errorTable, TiergridError, toTiergridError } from "../base/errors.ts";
-import { type Random, randomHex128 } from "../base/random.ts";
+import type { Random } from "../base/random.ts";
 import {
   decodeNotice,
   encodeNotice,
@@ -46,8 +46,6 @@ export const dispatcherDefaults = {
   failedNoticeTimeoutMs: 300,
   sweepPeriodMs: 1_000,
   drainPollMs: 20,
-  /** For requests that name no deadline. */
-  deadlineMs: 600_000,
 } as const;
 
 export interface DispatcherOptions<State> {
@@ -93,18 +91,13 @@ export class Dispatcher<State> {
     return this.#book.totals;
   }
 
-  /** Takes a message; `phase` is what its endpoint stands for when the message does not say. */
-  receive(message: BusMessage, phase: Phase = "aggregated"): void {
+  /** Takes a message of the generate subject, or of a public endpoint that stands for `phase`. */
+  receive(message: BusMessage, phase?: Phase): void {
     this.#book.totals.received += 1;
     const { bus, random, clock } = this.#options;
     let dispatch: Dispatch;
     try {
-      dispatch = decodeDispatch(message.payload, {
-        reply: message.reply,
-        phase,
-        deadlineMs: dispatcherDefaults.deadlineMs,
-        mintRid: () => randomHex128(random),
-      });
+      dispatch = inPhase(decodeDispatch(message, random), phase);
     } catch (thrown) {
       // Without an envelope the only address is the reply subject.
       this.#book.totals.refused += 1;
@@ -362,6 +355,12 @@ export class Dispatcher<State> {
       publishFrame(bus, envelope, errorFrame(envelope.attempt, error));
     };
   }
+}
+
+function inPhase(dispatch: Dispatch, phase: Phase | undefined): Dispatch {
+  return phase === undefined
+    ? dispatch
+    : { ...dispatch, envelope: { ...dispatch.envelope, phase } };
 }
 
 function errorFrame(attempt: number, { code, message, retryable }: TiergridError) {

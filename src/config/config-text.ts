@@ -14,7 +14,7 @@ export type TextRead =
   | { readonly ok: false; readonly fault: ConfigFault };
 
 /** As much as a Kubernetes ConfigMap can hold. */
-export const configBytesMax = 1024 * 1024;
+export const configBytesMax: number = 1024 * 1024;
 
 /** Aliases a YAML file may expand to, so that nested anchors cannot explode. */
 export const yamlAliasesMax = 100;
@@ -36,8 +36,8 @@ export async function readConfigText(path: string): Promise<TextRead> {
       : broken("file-unreadable", `config file cannot be read: ${message}`);
   }
   if (bytes.length > configBytesMax) {
-    const text = `config file has ${bytes.length} bytes, at most ${configBytesMax} are read: ${path}`;
-    return broken("file-too-large", text);
+    const size = `${bytes.length} bytes, at most ${configBytesMax} are read`;
+    return broken("file-too-large", `config file has ${size}: ${path}`);
   }
   try {
     return { ok: true, text: new TextDecoder("utf-8", { fatal: true }).decode(bytes) };
@@ -131,9 +131,6 @@ function lineAndColumn(text: string, position: number): string {
   return `line ${before.length}, column ${(before.at(-1) ?? "").length + 1}`;
 }
 
-function broken(
-  reason: string,
-  message: string,
-): { readonly ok: false; readonly fault: ConfigFault } {
+function broken(reason: string, message: string): { ok: false; fault: ConfigFault } {
   return { ok: false, fault: { pointer: "", reason, message } };
 }

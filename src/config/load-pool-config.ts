@@ -1,4 +1,4 @@
-/** Pool config files: text to a frozen `PoolConfig`, or everything that is wrong with it at once. */
+/** Pool config files: a frozen `PoolConfig`, or everything that is wrong with the file at once. */
 import { TiergridError } from "../base/errors.ts";
 import { type ConfigFault, formatFault, sortFaults } from "./config-fault.ts";
 import { type ConfigFormat, formatOfPath, parseConfigText, readConfigText } from "./config-text.ts";

@@ -242,15 +242,17 @@ function checkOverrides(scope: RuleScope, strategy: FileObject, pools: number | 
   for (const [index, rule] of rules.entries()) {
     if (!isFileObject(rule)) continue;
     const at = (key: string): string => childPointer(childPointer(base, index), key);
+    const report = (key: string, reason: string, message: string): void =>
+      scope.report(at(key), reason, `priority_overrides[${index}]: ${message}`);
     const { min_priority: min, max_priority: max, target_pool: target } = rule;
     const bounded = scope.passed(at("min_priority")) && scope.passed(at("max_priority"));
     if (bounded && (min as number) > (max as number)) {
-      const message = `priority_overrides[${index}]: min_priority (${min}) must be <= max_priority (${max})`;
-      scope.report(at("min_priority"), "override-range", message);
+      const message = `min_priority (${min}) must be <= max_priority (${max})`;
+      report("min_priority", "override-range", message);
     }
     if (pools !== undefined && scope.passed(at("target_pool")) && !isPool(target, pools)) {
-      const message = `priority_overrides[${index}]: invalid target_pool ${target} (must be 0 to ${pools - 1})`;
-      scope.report(at("target_pool"), "override-target", message);
+      const message = `invalid target_pool ${target} (must be 0 to ${pools - 1})`;
+      report("target_pool", "override-target", message);
     }
   }
 }

@@ -2,13 +2,11 @@
 import { readFileSync } from "node:fs";
 import type { ErrorObject, ValidateFunction } from "ajv";
 import { Ajv2020 } from "ajv/dist/2020.js";
-import { type ConfigFault, childPointer, describeValue, nearestName } from "./config-fault.ts";
+import { didYouMean } from "../base/nearest-name.ts";
+import { type ConfigFault, childPointer, describeValue } from "./config-fault.ts";
 import { type FileObject, isFileObject, type Mode } from "./pool-config-keys.ts";
 
-export const poolConfigSchemaUrl = new URL(
-  "../../schemas/pool-config.schema.json",
-  import.meta.url,
-);
+const schemaUrl = new URL("../../schemas/pool-config.schema.json", import.meta.url);
 
 /** Faults of one key: the kind that explains the others at the same pointer comes first. */
 const reasonRank = ["not-finite", "wrong-type"];
@@ -43,7 +41,7 @@ function compiledSchema(): ValidateFunction {
     strictRequired: false,
     allErrors: true,
     verbose: true,
-  }).compile(JSON.parse(readFileSync(poolConfigSchemaUrl, "utf8")) as object);
+  }).compile(JSON.parse(readFileSync(schemaUrl, "utf8")) as object);
   return compiled;
 }
 
@@ -69,16 +67,15 @@ function faultOf(error: ErrorObject, mode: Mode): ConfigFault | undefined {
     case "dependentRequired": {
       const key = String(params["missingProperty"]);
       const at = childPointer(pointer, key);
-      if (keyword === "dependentRequired") {
-        const message = `${key} is missing: isl_min, isl_max, isl_resolution come all three or none`;
-        return fault(at, "isl-axis-incomplete", message);
+      if (keyword === "required") {
+        return fault(at, "required", `${key} required${pointer === "" ? ` for ${mode} mode` : ""}`);
       }
-      return fault(at, "required", `${key} required${pointer === "" ? ` for ${mode} mode` : ""}`);
+      const message = `${key} is missing: isl_min, isl_max, isl_resolution come all or none`;
+      return fault(at, "isl-axis-incomplete", message);
     }
     case "additionalProperties": {
       const key = String(params["additionalProperty"]);
-      const near = nearestName(key, Object.keys((parentSchema?.["properties"] ?? {}) as object));
-      const hint = near ? `, did you mean ${quote(near)}?` : "";
+      const hint = didYouMean(key, Object.keys((parentSchema?.["properties"] ?? {}) as object));
       return fault(childPointer(pointer, key), "unknown-key", `unknown key ${quote(key)}${hint}`);
     }
     default:

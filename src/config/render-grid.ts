@@ -72,7 +72,7 @@ function cellRange(axis: Axis, cell: number): string {
 
 function axisText({ name, min, max, cells, spacing }: Axis): string {
   const unit = isLatency(name) ? "ms" : "tokens";
-  return `  ${name}: ${min} .. ${max} ${unit}, ${cells} ${spacing} ${cells === 1 ? "cell" : "cells"}`;
+  return `  ${name}: ${min} .. ${max} ${unit}, ${cells} ${spacing} cell${cells === 1 ? "" : "s"}`;
 }
 
 function poolText({ pools }: RolePools, index: number): string {

@@ -245,7 +245,7 @@ function priorityOf(selected: number, priorities: readonly number[]): number {
   );
 }
 
-/** Pools whose priority passes `keep`, sorted by priority; the sort is stable, so ties keep pool order. */
+/** Pools whose priority passes `keep`, by `order`; the sort is stable, so ties keep pool order. */
 function poolsBy(
   priorities: readonly number[],
   keep: (priority: number) => boolean,

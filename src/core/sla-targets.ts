@@ -10,6 +10,7 @@
  *
  * 0 and negative targets are targets; null and absent are not. All values are milliseconds.
  */
+import type { SlaHints } from "../protocol/requests.ts";
 import type { SlaTarget } from "./sla-grid.ts";
 
 export interface SlaFault {
@@ -19,21 +20,13 @@ export interface SlaFault {
   readonly message: string;
 }
 
-/** `router` of a request on the bus. */
-export interface WireTargets {
-  readonly ttft_target: number | null;
-  readonly itl_target: number | null;
-  readonly ttft_source: string | null;
-  readonly itl_source: string | null;
-}
-
 export interface SlaDefaults {
   readonly ttftTargetMs: number | null;
   readonly itlTargetMs: number | null;
 }
 
 export type TargetsRead =
-  | { readonly ok: true; readonly router: WireTargets }
+  | { readonly ok: true; readonly router: Required<SlaHints> }
   | { readonly ok: false; readonly faults: readonly SlaFault[] };
 
 export type TargetsResolved =

@@ -299,7 +299,7 @@ it("names the nearest known key", () => {
   const messages = (config: unknown) =>
     faultsOf(checkPoolConfig(config, options)).map(({ message }) => message);
   expect(messages({ ...agg2d(), enable_priority_retries: true })).toEqual([
-    'unknown key "enable_priority_retries", did you mean "enable_priority_retry"?',
+    'unknown key "enable_priority_retries" (did you mean enable_priority_retry?)',
   ]);
 });
 

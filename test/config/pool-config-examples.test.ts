@@ -44,7 +44,7 @@ function chosen(config: PoolConfig, role: Role, tokens: number, valueMs: number 
   return pools[pool]?.namespace ?? "";
 }
 
-it("uses all four pools of the demo for prompts of 6.9k and 27k tokens without targets", async () => {
+it("uses all four pools of the demo for 6.9k and 27k tokens without targets", async () => {
   const config = await load("demo.json");
   for (const role of ["prefill", "decode"] as const) {
     expect(chosen(config, role, 6_900, null)).toBe(`${role}-fast`);

@@ -127,7 +127,7 @@ for (const scenario of golden.scenarios) {
 const threePools = { selected: 2, priorities: [0, 1, 2], retry: false, spill: null };
 const allOk = () => "ok" as const;
 
-it("waits for an unready pool when nothing else is allowed, and names the code to fail with", () => {
+it("waits for an unready pool when nothing else is allowed, naming the code to fail with", () => {
   const { tried, result, steps } = play(threePools, { stateOf: () => "unready", outcomeOf: allOk });
   expect(tried).toEqual([]);
   expect(result).toBe("pool_unavailable");

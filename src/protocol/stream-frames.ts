@@ -18,7 +18,10 @@ export interface CompletionUsage {
   readonly prompt_tokens_details?: { readonly cached_tokens: number };
 }
 
-/** What an engine made in one step for one request. */
+/**
+ * What an engine made in one step for one request. Only outputs with tokens travel as frames, since
+ * tokens are what frames are numbered by; others join the next frame, or the end.
+ */
 export interface EngineOutput {
   readonly tokenIds: readonly number[];
   /** Only engines that detokenize themselves. */
@@ -66,6 +69,8 @@ export interface EndFrame {
   readonly finishReason: FinishReason;
   readonly stopReason?: string | number;
   readonly usage?: CompletionUsage;
+  /** What came without tokens after the last one, e.g. held-back text; never numbered. */
+  readonly rest?: EngineOutput;
 }
 
 export interface ErrorFrame {

@@ -1,12 +1,13 @@
 /**
  * Blocks that running requests hold, counted per (sequence hash, holder slot).
  *
- *   buckets   head record of a hash, linear probing; 0 = empty
+ *   buckets   [ head record, mixed hash ] by linear probing; record 0 = empty
  *      │
  *      ▼
  *   record    1 ──next──▶ 7 ──next──▶ 0     one record per holder of that hash
  *
  *   fields    [ lo, hi, holder, refs, next, previous, mixed, – ]   8 x i32 = half a cache line
+ *             (the mixed hash stands in both, so that a probe that fails reads no record)
  *   weight    1, or the fraction its single user last gave it
  *
  * Invariants: every record in a list has the same hash and another holder; refs >= 1; bucket load
@@ -34,7 +35,7 @@ export class LiveBlocks {
   readonly #secretLo: number;
   readonly #secretHi: number;
   #fields = new Int32Array(recordsAtStart * stride);
-  #buckets = new Int32Array(2 * recordsAtStart);
+  #buckets = new Int32Array(4 * recordsAtStart);
   #hashes = 0;
   #records = 0;
   #unused = 1;
@@ -70,7 +71,7 @@ export class LiveBlocks {
   acquire(lo: number, hi: number, holder: number): number {
     const mixed = this.#mix(lo, hi);
     const bucket = this.#bucketOf(lo | 0, hi | 0, mixed);
-    const head = this.#buckets[bucket]!;
+    const head = this.#buckets[2 * bucket]!;
     for (let record = head; record !== 0; record = this.#fields[record * stride + nextAt]!) {
       if (this.#fields[record * stride + holderAt] !== holder) continue;
       this.#fields[record * stride + refsAt]!++;
@@ -88,9 +89,10 @@ export class LiveBlocks {
     fields[at + mixedAt] = mixed;
     this.weight[record] = 1;
     if (head !== 0) fields[head * stride + previousAt] = record;
-    this.#buckets[bucket] = record;
+    this.#buckets[2 * bucket] = record;
+    this.#buckets[2 * bucket + 1] = mixed;
     this.#records++;
-    if (head === 0 && ++this.#hashes * 2 > this.#buckets.length) this.#rehash();
+    if (head === 0 && ++this.#hashes * 4 > this.#buckets.length) this.#rehash();
     return record;
   }
 
@@ -122,7 +124,7 @@ export class LiveBlocks {
       const lo = sequence[2 * block]!;
       const hi = sequence[2 * block + 1]!;
       let reached = false;
-      let record = this.#buckets[this.#bucketOf(lo | 0, hi | 0, this.#mix(lo, hi))]!;
+      let record = this.#buckets[2 * this.#bucketOf(lo | 0, hi | 0, this.#mix(lo, hi))]!;
       for (; record !== 0; record = fields[record * stride + nextAt]!) {
         const holder = fields[record * stride + holderAt]!;
         if (shared[holder] !== block) continue;
@@ -142,20 +144,24 @@ export class LiveBlocks {
   /** Bucket whose head has this hash, or the empty bucket where it belongs. */
   #bucketOf(lo: number, hi: number, mixed: number): number {
     const fields = this.#fields;
-    const mask = this.#buckets.length - 1;
+    const buckets = this.#buckets;
+    const mask = (buckets.length >> 1) - 1;
     let bucket = mixed & mask;
-    for (;;) {
-      const at = this.#buckets[bucket]! * stride;
-      if (at === 0 || (fields[at + lane0] === lo && fields[at + lane1] === hi)) return bucket;
-      bucket = (bucket + 1) & mask;
+    for (; ; bucket = (bucket + 1) & mask) {
+      const head = buckets[2 * bucket]!;
+      if (head === 0) return bucket;
+      if (buckets[2 * bucket + 1] !== mixed) continue;
+      const at = head * stride;
+      if (fields[at + lane0] === lo && fields[at + lane1] === hi) return bucket;
     }
   }
 
   #replaceHead(record: number, next: number): void {
-    const mask = this.#buckets.length - 1;
+    const buckets = this.#buckets;
+    const mask = (buckets.length >> 1) - 1;
     let bucket = this.#fields[record * stride + mixedAt]! & mask;
-    while (this.#buckets[bucket] !== record) bucket = (bucket + 1) & mask;
-    this.#buckets[bucket] = next;
+    while (buckets[2 * bucket] !== record) bucket = (bucket + 1) & mask;
+    buckets[2 * bucket] = next;
     if (next !== 0) return;
     this.#hashes--;
     this.#closeGap(bucket);
@@ -163,15 +169,17 @@ export class LiveBlocks {
 
   /** Moves later heads of the probe run back, so that no empty bucket cuts them off. */
   #closeGap(emptied: number): void {
-    const mask = this.#buckets.length - 1;
+    const buckets = this.#buckets;
+    const mask = (buckets.length >> 1) - 1;
     let gap = emptied;
     for (let bucket = (gap + 1) & mask; ; bucket = (bucket + 1) & mask) {
-      const head = this.#buckets[bucket]!;
+      const head = buckets[2 * bucket]!;
       if (head === 0) return;
-      const home = this.#fields[head * stride + mixedAt]! & mask;
-      if (((bucket - home) & mask) < ((bucket - gap) & mask)) continue;
-      this.#buckets[gap] = head;
-      this.#buckets[bucket] = 0;
+      const mixed = buckets[2 * bucket + 1]!;
+      if (((bucket - mixed) & mask) < ((bucket - gap) & mask)) continue;
+      buckets[2 * gap] = head;
+      buckets[2 * gap + 1] = mixed;
+      buckets[2 * bucket] = 0;
       gap = bucket;
     }
   }
@@ -192,13 +200,13 @@ export class LiveBlocks {
   #rehash(): void {
     const old = this.#buckets;
     const buckets = new Int32Array(old.length * 2);
-    const mask = buckets.length - 1;
-    for (let from = 0; from < old.length; from++) {
-      const head = old[from]!;
-      if (head === 0) continue;
-      let bucket = this.#fields[head * stride + mixedAt]! & mask;
-      while (buckets[bucket] !== 0) bucket = (bucket + 1) & mask;
-      buckets[bucket] = head;
+    const mask = (buckets.length >> 1) - 1;
+    for (let from = 0; from < old.length; from += 2) {
+      if (old[from] === 0) continue;
+      let bucket = old[from + 1]! & mask;
+      while (buckets[2 * bucket] !== 0) bucket = (bucket + 1) & mask;
+      buckets[2 * bucket] = old[from]!;
+      buckets[2 * bucket + 1] = old[from + 1]!;
     }
     this.#buckets = buckets;
   }

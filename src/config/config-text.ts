@@ -1,5 +1,5 @@
 /** Text of a config file, JSON or YAML, to a plain value or one fault that says where it broke. */
-import { readFile } from "node:fs/promises";
+import { createReadStream } from "node:fs";
 import { LineCounter, parseDocument } from "yaml";
 import type { ConfigFault } from "./config-fault.ts";
 
@@ -26,18 +26,19 @@ export function formatOfPath(path: string): ConfigFormat {
 
 /** Text of the file at `path`: UTF-8, a byte order mark dropped. */
 export async function readConfigText(path: string): Promise<TextRead> {
-  let bytes: Buffer;
+  const chunks: Buffer[] = [];
   try {
-    bytes = await readFile(path);
+    // `end` is inclusive: one byte more than allowed is enough to know that there are too many.
+    for await (const chunk of createReadStream(path, { end: configBytesMax })) chunks.push(chunk);
   } catch (thrown) {
     const { code, message } = thrown as NodeJS.ErrnoException;
     return code === "ENOENT"
       ? broken("file-not-found", `config file not found: ${path}`)
       : broken("file-unreadable", `config file cannot be read: ${message}`);
   }
+  const bytes = Buffer.concat(chunks);
   if (bytes.length > configBytesMax) {
-    const size = `${bytes.length} bytes, at most ${configBytesMax} are read`;
-    return broken("file-too-large", `config file has ${size}: ${path}`);
+    return broken("file-too-large", `config file has more than ${configBytesMax} bytes: ${path}`);
   }
   try {
     return { ok: true, text: new TextDecoder("utf-8", { fatal: true }).decode(bytes) };
@@ -92,7 +93,7 @@ function parseYaml(text: string): ParsedText {
       ? broken("duplicate-key", `key given twice at ${at}`)
       : broken("invalid-yaml", `not YAML at ${at}: ${problem.message}`);
   } catch (thrown) {
-    // Too many aliases, an alias inside its own anchor, or nesting deeper than the stack.
+    // Too many aliases, or nesting deeper than the stack.
     const reason = thrown instanceof Error ? thrown.message : String(thrown);
     return broken("invalid-yaml", `not YAML that can be expanded: ${reason}`);
   }

@@ -144,14 +144,7 @@ export function retryOrder(
 ): number[] {
   const own = priorityOf(selected, priorities);
   if (!enabled) return [selected];
-  return [
-    selected,
-    ...poolsBy(
-      priorities,
-      (p) => p < own,
-      (a, b) => b - a,
-    ),
-  ];
+  return [selected, ...nearestPools(priorities, own, (priority) => priority < own)];
 }
 
 /** Peers in pool order, then faster pools, then slower ones, each nearest first. */
@@ -161,25 +154,11 @@ export function spillOrder(
   spill: Pick<SpillRules, "allowPeers" | "allowSlower">,
 ): number[] {
   const own = priorityOf(selected, priorities);
-  const peers = poolsBy(
-    priorities,
-    (p) => p === own,
-    () => 0,
-  );
-  const faster = poolsBy(
-    priorities,
-    (p) => p < own,
-    (a, b) => b - a,
-  );
-  const slower = poolsBy(
-    priorities,
-    (p) => p > own,
-    (a, b) => a - b,
-  );
+  const peers = nearestPools(priorities, own, (priority) => priority === own);
   return [
     ...(spill.allowPeers ? peers.filter((pool) => pool !== selected) : []),
-    ...faster,
-    ...(spill.allowSlower ? slower : []),
+    ...nearestPools(priorities, own, (priority) => priority < own),
+    ...(spill.allowSlower ? nearestPools(priorities, own, (priority) => priority > own) : []),
   ];
 }
 
@@ -245,13 +224,14 @@ function priorityOf(selected: number, priorities: readonly number[]): number {
   );
 }
 
-/** Pools whose priority passes `keep`, by `order`; the sort is stable, so ties keep pool order. */
-function poolsBy(
+/** Pools whose priority passes `keep`, nearest to `own` first; the sort is stable. */
+function nearestPools(
   priorities: readonly number[],
+  own: number,
   keep: (priority: number) => boolean,
-  order: (a: number, b: number) => number,
 ): number[] {
+  const distance = (pool: number): number => Math.abs(priorities[pool]! - own);
   return defaultPriorities(priorities.length)
     .filter((pool) => keep(priorities[pool]!))
-    .sort((a, b) => order(priorities[a]!, priorities[b]!));
+    .sort((a, b) => distance(a) - distance(b));
 }

@@ -20,13 +20,16 @@ export interface SlaFault {
   readonly message: string;
 }
 
+/** `router` of a request on the bus, every field written. */
+export type WireTargets = Required<SlaHints>;
+
 export interface SlaDefaults {
   readonly ttftTargetMs: number | null;
   readonly itlTargetMs: number | null;
 }
 
 export type TargetsRead =
-  | { readonly ok: true; readonly router: Required<SlaHints> }
+  | { readonly ok: true; readonly router: WireTargets }
   | { readonly ok: false; readonly faults: readonly SlaFault[] };
 
 export type TargetsResolved =

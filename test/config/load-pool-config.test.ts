@@ -6,7 +6,7 @@ import fc from "fast-check";
 import { expect, it } from "vitest";
 import { TiergridError } from "../../src/base/errors.ts";
 import type { ConfigFault } from "../../src/config/config-fault.ts";
-import { configBytesMax, yamlAliasesMax } from "../../src/config/config-text.ts";
+import { configBytesMax, parseConfigText, yamlAliasesMax } from "../../src/config/config-text.ts";
 import {
   checkPoolConfig,
   loadPoolConfigFile,
@@ -221,6 +221,14 @@ it("refuses a key given twice, in both formats, with its line", () => {
     expect(fault?.message).toContain("line 2");
     expect(more).toEqual([]);
   }
+});
+
+it("reads any JSON text as JSON.parse does, without inventing repeated keys", () => {
+  fc.assert(
+    fc.property(fc.json(), (text) => {
+      expect(parseConfigText(text, "json")).toEqual({ ok: true, value: JSON.parse(text) });
+    }),
+  );
 });
 
 it("expands as many YAML aliases as allowed and not one more", () => {

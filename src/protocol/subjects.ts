@@ -6,6 +6,7 @@
  *   tg.<kind>.<inst>.gen | .ctl                one instance (w worker, local, global): work, control
  *   tg.nt.<inst>                               lifecycle notices to a dispatcher
  *   tg.hb.<inst>                               heartbeats
+ *   tg.who                                     asks every instance for a heartbeat (cold start)
  *   tg.ev.<namespace>.<inst>.<rank>            KV events of one worker and data-parallel rank
  *   tg.ld.<namespace>.<inst>                   load samples of one worker
  *   tg.kvq.<inst>.<rank>                       a worker's KV event ring and dump
@@ -77,6 +78,7 @@ export const controlSubject = (kind: InstanceKind, inst: string): string =>
 export const noticeSubject = (inst: string): string => `${subjectRoot}.nt.${subjectToken(inst)}`;
 export const heartbeatSubject = (inst: string): string => `${subjectRoot}.hb.${subjectToken(inst)}`;
 export const allHeartbeats = `${subjectRoot}.hb.*`;
+export const whoSubject = `${subjectRoot}.who`;
 export const kvEventSubject = (namespace: string, inst: string, dpRank: number): string =>
   `${subjectRoot}.ev.${subjectToken(namespace)}.${subjectToken(inst)}.${dpRank}`;
 export const kvEventsOfNamespace = (namespace: string): string =>

@@ -1,0 +1,356 @@
+/**
+ * Who is alive, by leases on the receiver's monotonic clock.
+ *
+ *               beat            2.5 s silence          6 s silence, goodbye
+ *   (unknown) ───────▶ ready ─────────────────▶ suspect ───────────▶ gone
+ *                        ▲ ◀──────── beat ─────────┘                  │ beat: up again,
+ *                        └────────────────────────────────────────────┘ unless goodbye was said
+ *
+ * Invariants: time passes for a lease only while the echo gate is open; an epoch that was replaced
+ * or said goodbye never counts again; a gone instance is kept, unlisted, for its past epochs and
+ * flaps until `memoryMs`; at most `instancesMax` records, the oldest gone one making room first.
+ * "Usable" is narrower than listed: ready in health and in its own words, and not inhibited.
+ */
+import { isDeepStrictEqual } from "node:util";
+import { type Clock, every } from "../base/clock.ts";
+import { allHeartbeats, subjectToken, whoSubject } from "../protocol/subjects.ts";
+import type { Bus } from "./bus.ts";
+import type { EchoGate } from "./echo-gate.ts";
+import { decodeHeartbeat, type Heartbeat, type InstanceCard } from "./instance-card.ts";
+
+export const leaseTiming = {
+  heartbeatMs: 1000,
+  /** Part of a period by which a beat may come early or late. */
+  heartbeatJitter: 0.1,
+  suspectMs: 2500,
+  goneMs: 6000,
+  sweepMs: 100,
+  readyMs: 2000,
+  inhibitMs: 5000,
+  inhibitMaxMs: 60_000,
+  flapWindowMs: 60_000,
+  flapHoldMs: 10_000,
+  flapHoldMaxMs: 300_000,
+  /** How long a gone instance's past is remembered. */
+  memoryMs: 300_000,
+} as const;
+
+/** Downs within the window that make an instance flapping. */
+const flapsMax = 3;
+const pastEpochsMax = 8;
+export const instancesMax = 10_000;
+
+export type Health = "ready" | "suspect";
+
+export interface Instance {
+  readonly card: InstanceCard;
+  readonly health: Health;
+  /** When the health last changed. */
+  readonly sinceMs: number;
+  readonly lastSeenMs: number;
+}
+
+/** `changed`: another card (load alone is none), or back from suspect. */
+export type ChangeType = "up" | "changed" | "suspect" | "gone" | "restarted" | "draining";
+
+export interface Change {
+  readonly type: ChangeType;
+  readonly card: InstanceCard;
+}
+
+export interface LiveTable {
+  /** Everything not gone, usable or not. */
+  instances(): Iterable<Instance>;
+  get(inst: string): Instance | undefined;
+  /** Answers the unsubscribe. */
+  onChange(listener: (change: Change) => void): () => void;
+  /** Keeps requests away: 5 s, twice as long each further time, at most 60 s. */
+  inhibit(inst: string, cause: string): void;
+  /** Why an instance gets no request: the cause of an inhibition; undefined when none is on. */
+  inhibition(inst: string): string | undefined;
+  isUsable(inst: string): boolean;
+  /** Resolves at the first heartbeat, or after 2 s. */
+  ready(): Promise<void>;
+  readonly counts: { readonly malformed: number; readonly refused: number };
+  stop(): void;
+}
+
+interface Hold {
+  untilMs: number;
+  lengthMs: number;
+  cause: string;
+}
+
+/** An instance with what the table remembers of it. */
+interface Lease extends Instance {
+  card: InstanceCard;
+  health: Health;
+  sinceMs: number;
+  lastSeenMs: number;
+  gone: boolean;
+  /** Silence is reckoned from here: the last beat, or later after a thaw. */
+  leaseFromMs: number;
+  readonly pastEpochs: string[];
+  readonly downsAtMs: number[];
+  readonly inhibited: Hold;
+  readonly flapping: Hold;
+}
+
+interface Watch {
+  readonly clock: Clock;
+  readonly gate: EchoGate;
+  readonly accept: (card: InstanceCard) => boolean;
+  readonly records: Map<string, Lease>;
+  readonly listeners: Set<(change: Change) => void>;
+  readonly counts: { malformed: number; refused: number };
+}
+
+/** Listens to heartbeats, asks who is there, and keeps the table until `stop`. */
+export function watchInstances(options: {
+  readonly bus: Bus;
+  readonly clock: Clock;
+  readonly gate: EchoGate;
+  readonly accept?: (card: InstanceCard) => boolean;
+}): LiveTable {
+  const { bus, clock, gate, accept = () => true } = options;
+  const watch: Watch = {
+    clock,
+    gate,
+    accept,
+    records: new Map(),
+    listeners: new Set(),
+    counts: { malformed: 0, refused: 0 },
+  };
+  const first = firstAnswer(clock);
+  const receive = (payload: Uint8Array, token: string | undefined): void => {
+    const heartbeat = decodeHeartbeat(payload);
+    if (!heartbeat || (token !== undefined && token !== subjectToken(heartbeat.card.inst))) {
+      watch.counts.malformed += 1;
+    } else if (accept(heartbeat.card)) {
+      hear(watch, heartbeat);
+      first.resolve();
+    }
+  };
+  const answers = `${bus.inboxPrefix}.who`;
+  const ask = (): void => {
+    if (bus.state !== "connected") return;
+    try {
+      bus.publish(whoSubject, new Uint8Array(0), { reply: answers, traffic: "control" });
+    } catch {
+      // Refused by an overloaded bus: the periodic heartbeats tell the same within a second.
+    }
+  };
+  const subscriptions = [
+    bus.subscribe(allHeartbeats, (message) =>
+      receive(message.payload, message.subject.split(".").at(-1)),
+    ),
+    // An empty answer is the server's: nobody is there yet.
+    bus.subscribe(answers, ({ payload }) => {
+      if (payload.length > 0) receive(payload, undefined);
+    }),
+  ];
+  const endings = [
+    bus.onState((state) => {
+      if (state === "connected") ask();
+    }),
+    gate.onThaw((frozenMs) => {
+      extendLeases(watch, frozenMs);
+      ask();
+    }),
+    every(clock, leaseTiming.sweepMs, () => sweep(watch)),
+    first.cancel,
+  ];
+  ask();
+  return tableOf(watch, first.promise, () => {
+    for (const subscription of subscriptions) subscription.unsubscribe();
+    for (const end of endings) end();
+  });
+}
+
+function firstAnswer(clock: Clock): {
+  readonly promise: Promise<void>;
+  readonly resolve: () => void;
+  readonly cancel: () => void;
+} {
+  let resolve = (): void => {};
+  const promise = new Promise<void>((done) => {
+    resolve = done;
+  });
+  const cancelTimer = clock.after(leaseTiming.readyMs, resolve);
+  const cancel = (): void => {
+    cancelTimer();
+    resolve();
+  };
+  return { promise, resolve: cancel, cancel };
+}
+
+function tableOf(watch: Watch, ready: Promise<void>, stop: () => void): LiveTable {
+  const live = (inst: string): Lease | undefined => {
+    const record = watch.records.get(inst);
+    return record?.gone ? undefined : record;
+  };
+  const holdOf = (record: Lease): Hold | undefined => {
+    const nowMs = watch.clock.nowMs();
+    return [record.inhibited, record.flapping].find((hold) => nowMs < hold.untilMs);
+  };
+  return {
+    *instances() {
+      for (const record of watch.records.values()) if (!record.gone) yield record;
+    },
+    get: live,
+    onChange: (listener) => {
+      watch.listeners.add(listener);
+      return () => watch.listeners.delete(listener);
+    },
+    inhibit: (inst, cause) => {
+      const record = live(inst);
+      const { inhibitMs, inhibitMaxMs } = leaseTiming;
+      if (record) prolong(record.inhibited, watch.clock.nowMs(), inhibitMs, inhibitMaxMs);
+      if (record) record.inhibited.cause = cause;
+    },
+    inhibition: (inst) => {
+      const record = live(inst);
+      return record && holdOf(record)?.cause;
+    },
+    isUsable: (inst) => {
+      const record = live(inst);
+      if (record?.health !== "ready" || record.card.state !== "ready") return false;
+      return holdOf(record) === undefined;
+    },
+    ready: () => ready,
+    counts: watch.counts,
+    stop,
+  };
+}
+
+/** One heartbeat that was accepted. */
+function hear(watch: Watch, { card, goodbye }: Heartbeat): void {
+  const record = watch.records.get(card.inst);
+  if (!record) {
+    if (!goodbye) add(watch, card);
+    return;
+  }
+  if (record.pastEpochs.includes(card.epoch)) return;
+  const nowMs = watch.clock.nowMs();
+  const before = { card: record.card, health: record.health, gone: record.gone };
+  const restarted = card.epoch !== before.card.epoch;
+  if (restarted) retireEpoch(record, before.card.epoch);
+  if (goodbye) {
+    retireEpoch(record, card.epoch);
+    if (!before.gone) fall(watch, record, "gone");
+    return;
+  }
+  record.card = card;
+  record.lastSeenMs = nowMs;
+  record.leaseFromMs = nowMs;
+  record.gone = false;
+  if (before.gone || restarted || before.health !== "ready") {
+    record.health = "ready";
+    record.sinceMs = nowMs;
+  }
+  if (before.gone) tell(watch, "up", card);
+  else if (restarted) {
+    countDown(record, nowMs);
+    tell(watch, "restarted", card);
+  } else if (card.state === "draining" && before.card.state !== "draining") {
+    tell(watch, "draining", card);
+  } else if (before.health !== "ready" || differs(before.card, card)) tell(watch, "changed", card);
+}
+
+function add(watch: Watch, card: InstanceCard): void {
+  if (watch.records.size >= instancesMax && !forgetOneGone(watch)) {
+    watch.counts.refused += 1;
+    return;
+  }
+  const nowMs = watch.clock.nowMs();
+  watch.records.set(card.inst, {
+    card,
+    health: "ready",
+    sinceMs: nowMs,
+    lastSeenMs: nowMs,
+    gone: false,
+    leaseFromMs: nowMs,
+    pastEpochs: [],
+    downsAtMs: [],
+    inhibited: { untilMs: Number.NEGATIVE_INFINITY, lengthMs: 0, cause: "" },
+    flapping: { untilMs: Number.NEGATIVE_INFINITY, lengthMs: 0, cause: "flapping" },
+  });
+  tell(watch, "up", card);
+}
+
+/** The record that is gone longest: records keep the order of their first beat, so look at all. */
+function forgetOneGone(watch: Watch): boolean {
+  let oldest: Lease | undefined;
+  for (const record of watch.records.values()) {
+    if (record.gone && (!oldest || record.sinceMs < oldest.sinceMs)) oldest = record;
+  }
+  return oldest !== undefined && watch.records.delete(oldest.card.inst);
+}
+
+function retireEpoch(record: Lease, epoch: string): void {
+  if (record.pastEpochs.includes(epoch)) return;
+  record.pastEpochs.push(epoch);
+  if (record.pastEpochs.length > pastEpochsMax) record.pastEpochs.shift();
+}
+
+/** By value, without what changes in every beat; a beat without digests says nothing of them. */
+function differs(before: InstanceCard, after: InstanceCard): boolean {
+  const { load: _load, digests: had, ...was } = before;
+  const { load: _loadAfter, digests: has, ...is } = after;
+  return !isDeepStrictEqual(was, is) || (has !== undefined && !isDeepStrictEqual(had, has));
+}
+
+/** Silence turns into suspect and gone; not while our own way to the bus is in doubt. */
+function sweep(watch: Watch): void {
+  if (!watch.gate.open) return;
+  const nowMs = watch.clock.nowMs();
+  for (const [inst, record] of watch.records) {
+    const silentMs = nowMs - record.leaseFromMs;
+    if (record.gone) {
+      if (nowMs - record.sinceMs > leaseTiming.memoryMs) watch.records.delete(inst);
+    } else if (silentMs > leaseTiming.goneMs) fall(watch, record, "gone");
+    else if (silentMs > leaseTiming.suspectMs && record.health === "ready") {
+      fall(watch, record, "suspect");
+    }
+  }
+}
+
+function fall(watch: Watch, record: Lease, to: "suspect" | "gone"): void {
+  const nowMs = watch.clock.nowMs();
+  // A suspect that goes on to gone is one flap, not two.
+  if (record.health === "ready") countDown(record, nowMs);
+  record.health = "suspect";
+  record.gone = to === "gone";
+  record.sinceMs = nowMs;
+  tell(watch, to, record.card);
+}
+
+function countDown(record: Lease, nowMs: number): void {
+  const { downsAtMs } = record;
+  downsAtMs.push(nowMs);
+  while ((downsAtMs[0] ?? nowMs) < nowMs - leaseTiming.flapWindowMs) downsAtMs.shift();
+  if (downsAtMs.length < flapsMax) return;
+  downsAtMs.length = 0;
+  prolong(record.flapping, nowMs, leaseTiming.flapHoldMs, leaseTiming.flapHoldMaxMs);
+}
+
+/** Starts a hold; twice as long as the last one if that ended less than `maxMs` ago. */
+function prolong(hold: Hold, nowMs: number, firstMs: number, maxMs: number): void {
+  if (nowMs < hold.untilMs) return;
+  const again = nowMs - hold.untilMs < maxMs;
+  hold.lengthMs = again ? Math.min(hold.lengthMs * 2, maxMs) : firstMs;
+  hold.untilMs = nowMs + hold.lengthMs;
+}
+
+/** Every lease runs on by the frozen time and one heartbeat, but not beyond one from the present. */
+function extendLeases(watch: Watch, frozenMs: number): void {
+  const { heartbeatMs } = leaseTiming;
+  const mostMs = watch.clock.nowMs() + heartbeatMs;
+  for (const record of watch.records.values()) {
+    record.leaseFromMs = Math.min(record.leaseFromMs + frozenMs + heartbeatMs, mostMs);
+  }
+}
+
+function tell(watch: Watch, type: ChangeType, card: InstanceCard): void {
+  for (const listener of [...watch.listeners]) listener({ type, card });
+}

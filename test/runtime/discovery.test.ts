@@ -1,0 +1,333 @@
+import fc from "fast-check";
+import { expect, it } from "vitest";
+import { ManualClock } from "../../src/base/clock.ts";
+import { mulberry32 } from "../../src/base/random.ts";
+import { heartbeatSubject } from "../../src/protocol/subjects.ts";
+import { type Announcer, announce } from "../../src/runtime/announce.ts";
+import type { Bus } from "../../src/runtime/bus.ts";
+import { instancesMax, leaseTiming, watchInstances } from "../../src/runtime/discovery.ts";
+import { startEchoGate } from "../../src/runtime/echo-gate.ts";
+import {
+  decodeHeartbeat,
+  encodeHeartbeat,
+  type InstanceCard,
+} from "../../src/runtime/instance-card.ts";
+import { createMemoryNetwork } from "../../src/runtime/memory-bus.ts";
+
+const epochs = ["aaaaaaaaaaaaaaaa", "bbbbbbbbbbbbbbbb", "cccccccccccccccc", "dddddddddddddddd"];
+
+function cardOf(inst: string, change: Partial<InstanceCard> = {}): InstanceCard {
+  return {
+    inst,
+    epoch: epochs[0]!,
+    kind: "w",
+    namespace: "pool-1",
+    component: "backend",
+    endpoint: "generate",
+    model: "m",
+    role: "aggregated",
+    workerId: inst,
+    dpStart: 0,
+    dpSize: 1,
+    blockSize: 16,
+    totalKvBlocks: 1000,
+    maxNumBatchedTokens: 8192,
+    contextLength: 32_768,
+    state: "ready",
+    protocolVersions: [1],
+    identityHashes: true,
+    kvEvents: true,
+    ...change,
+  };
+}
+
+function rig(accept?: (card: InstanceCard) => boolean) {
+  const clock = new ManualClock();
+  const random = mulberry32(3);
+  const network = createMemoryNetwork({ clock, random });
+  const watcher = network.connect({ role: "lo" });
+  const gate = startEchoGate(watcher, clock);
+  clock.advanceTo(0);
+  const table = watchInstances({ bus: watcher, clock, gate, ...(accept ? { accept } : {}) });
+  const changes: string[] = [];
+  table.onChange(({ type, card }) => void changes.push(`${type} ${card.inst}`));
+  const start = (inst: string, change: () => Partial<InstanceCard> = () => ({})) => {
+    const bus = network.connect({ role: "wk" });
+    return { bus, ...announce({ bus, clock, random, card: () => cardOf(inst, change()) }) };
+  };
+  const run = (ms: number): void => clock.advanceTo(clock.nowMs() + ms);
+  return { clock, network, watcher, gate, table, changes, start, run };
+}
+const beat = (bus: Bus, card: InstanceCard, goodbye = false): void =>
+  bus.publish(heartbeatSubject(card.inst), encodeHeartbeat({ card, goodbye }));
+
+it("lists an instance at its first heartbeat and keeps it as long as it beats", () => {
+  const { table, changes, start, run } = rig();
+  start("1");
+  run(0);
+  expect([...table.instances()].map(({ card }) => card)).toEqual([cardOf("1")]);
+  expect(table.isUsable("1")).toBe(true);
+  run(60_000);
+  expect(changes).toEqual(["up 1"]);
+});
+
+it("beats every second within 10 %", () => {
+  const { clock, watcher, start, run } = rig();
+  const atMs: number[] = [];
+  watcher.subscribe("tg.hb.*", () => void atMs.push(clock.nowMs()));
+  start("1");
+  run(100_000);
+  const gaps = atMs.slice(1).map((ms, index) => ms - atMs[index]!);
+  expect(Math.min(...gaps)).toBeGreaterThanOrEqual(900);
+  expect(Math.max(...gaps)).toBeLessThanOrEqual(1100);
+  expect(Math.max(...gaps) - Math.min(...gaps)).toBeGreaterThan(50);
+});
+
+it("suspects after 2.5 s of silence, forgets after 6 s, and takes a comeback", () => {
+  const { table, changes, start, run, watcher } = rig();
+  const worker = start("1");
+  run(0);
+  worker.stop();
+  run(leaseTiming.suspectMs);
+  expect(table.isUsable("1")).toBe(true);
+  run(leaseTiming.sweepMs);
+  expect(table.get("1")?.health).toBe("suspect");
+  expect(table.isUsable("1")).toBe(false);
+  beat(watcher, cardOf("1"));
+  run(0);
+  expect(table.isUsable("1")).toBe(true);
+  run(leaseTiming.goneMs + leaseTiming.sweepMs);
+  expect(table.get("1")).toBeUndefined();
+  expect([...table.instances()]).toEqual([]);
+  beat(watcher, cardOf("1"));
+  run(0);
+  const expected = ["up 1", "suspect 1", "changed 1", "suspect 1", "gone 1", "up 1"];
+  expect(changes).toEqual(expected);
+});
+
+it("forgets at once after goodbye, and that life does not come back", () => {
+  const { table, changes, start, run, watcher } = rig();
+  const worker = start("1");
+  run(0);
+  worker.goodbye();
+  run(0);
+  expect(table.get("1")).toBeUndefined();
+  beat(watcher, cardOf("1"));
+  run(5000);
+  expect(changes).toEqual(["up 1", "gone 1"]);
+  beat(watcher, cardOf("1", { epoch: epochs[1]! }));
+  run(0);
+  expect(changes).toEqual(["up 1", "gone 1", "up 1"]);
+});
+
+it("tells a new life as restarted and ignores the old one's late messages", () => {
+  const { table, changes, run, watcher } = rig();
+  beat(watcher, cardOf("1"));
+  beat(watcher, cardOf("1", { epoch: epochs[1]! }));
+  beat(watcher, cardOf("1"));
+  beat(watcher, cardOf("1"), true);
+  run(0);
+  expect(changes).toEqual(["up 1", "restarted 1"]);
+  expect(table.get("1")?.card.epoch).toBe(epochs[1]);
+});
+
+it("tells draining at once and what changed by value, but not load", () => {
+  const { table, changes, start, run } = rig();
+  let change: Partial<InstanceCard> = {};
+  const worker = start("1", () => change);
+  run(0);
+  for (const next of [
+    { load: { running: 1, waiting: 2, kvUsedBlocks: 3 } },
+    { protocolVersions: [1] },
+    { totalKvBlocks: 5 },
+    { totalKvBlocks: 5, digests: [{ dpRank: 0, blockCount: 1, xor: "00000000000000ff" }] },
+    { totalKvBlocks: 5 },
+    { totalKvBlocks: 5, state: "draining" as const },
+  ]) {
+    change = next;
+    worker.beatNow();
+    run(0);
+  }
+  expect(changes).toEqual(["up 1", "changed 1", "changed 1", "draining 1"]);
+  expect(table.isUsable("1")).toBe(false);
+  expect(table.get("1")).toBeDefined();
+});
+
+it("finds who is there without waiting for a heartbeat, and again after an outage", async () => {
+  const { clock, network, start, run } = rig();
+  start("1");
+  start("2");
+  run(500);
+  const bus = network.connect({ role: "gl" });
+  const table = watchInstances({ bus, clock, gate: startEchoGate(bus, clock) });
+  run(0);
+  expect([...table.instances()].length).toBe(2);
+  await table.ready();
+});
+
+it("is ready after 2 s when nobody is there", async () => {
+  const { clock, table } = rig();
+  let ready = false;
+  void table.ready().then(() => {
+    ready = true;
+  });
+  await clock.runFor(leaseTiming.readyMs - 1);
+  expect(ready).toBe(false);
+  await clock.runFor(1);
+  expect(ready).toBe(true);
+});
+
+it("judges nobody while its own way to the bus is frozen, and grants the time afterwards", () => {
+  const { network, table, changes, watcher, start, run } = rig();
+  const silent = start("1");
+  start("2");
+  run(5000);
+  silent.stop();
+  run(1000);
+  network.faults.freeze(watcher);
+  run(30_000);
+  expect(changes).toEqual(["up 1", "up 2"]);
+  network.faults.thaw(watcher);
+  run(1500);
+  expect(changes).toEqual(["up 1", "up 2"]);
+  run(10_000);
+  expect(changes).toEqual(["up 1", "up 2", "suspect 1", "gone 1"]);
+  expect(table.isUsable("2")).toBe(true);
+});
+
+it("suspects nobody over a broker outage of a minute", () => {
+  const { network, changes, start, run } = rig();
+  start("1");
+  run(5000);
+  network.faults.brokerDown();
+  run(60_000);
+  network.faults.brokerUp();
+  run(20_000);
+  expect(changes).toEqual(["up 1"]);
+});
+
+it("inhibits for 5 s, doubling to 60 s, and starts again after a quiet minute", () => {
+  const { table, start, run } = rig();
+  start("1");
+  run(0);
+  const lengthsMs = [1, 2, 3, 4, 5, 6].map(() => {
+    table.inhibit("1", "accept_timeout");
+    table.inhibit("1", "accept_timeout");
+    expect(table.inhibition("1")).toBe("accept_timeout");
+    let ms = 0;
+    for (; !table.isUsable("1"); ms += 100) run(100);
+    return ms;
+  });
+  expect(lengthsMs).toEqual([5000, 10_000, 20_000, 40_000, 60_000, 60_000]);
+  expect(table.inhibition("1")).toBeUndefined();
+  run(60_000);
+  table.inhibit("1", "worker_lost");
+  run(5000);
+  expect(table.isUsable("1")).toBe(true);
+  table.inhibit("unknown", "worker_lost");
+});
+
+it("holds out an instance that goes down three times in a minute", () => {
+  const { table, run, watcher } = rig();
+  for (const epoch of epochs) {
+    beat(watcher, cardOf("1", { epoch }));
+    run(1000);
+  }
+  expect(table.inhibition("1")).toBe("flapping");
+  expect(table.isUsable("1")).toBe(false);
+  for (let second = 0; second < 9; second++) {
+    beat(watcher, cardOf("1", { epoch: epochs[3]! }));
+    run(1000);
+  }
+  expect(table.isUsable("1")).toBe(true);
+});
+
+it("lists only accepted cards", () => {
+  const { table, start, run } = rig((card) => card.namespace === "pool-2");
+  start("1");
+  start("2", () => ({ namespace: "pool-2" }));
+  start("3", () => ({ namespace: "pool-22" }));
+  run(0);
+  expect([...table.instances()].map(({ card }) => card.inst)).toEqual(["2"]);
+});
+
+it("holds at most 10,000 instances and lets a gone one make room", () => {
+  const { table, run, watcher } = rig();
+  for (let index = 0; index <= instancesMax; index++) beat(watcher, cardOf(`${index}`));
+  run(0);
+  expect([...table.instances()].length).toBe(instancesMax);
+  expect(table.counts.refused).toBe(1);
+  beat(watcher, cardOf("5"), true);
+  beat(watcher, cardOf(`${instancesMax}`));
+  run(0);
+  expect(table.get(`${instancesMax}`)).toBeDefined();
+  expect([...table.instances()].length).toBe(instancesMax);
+});
+
+it("forgets a gone instance's past after five minutes", () => {
+  const { table, changes, run, watcher } = rig();
+  beat(watcher, cardOf("1"));
+  beat(watcher, cardOf("1"), true);
+  run(leaseTiming.memoryMs + leaseTiming.sweepMs * 2);
+  beat(watcher, cardOf("1"));
+  run(0);
+  expect(changes.at(-1)).toBe("up 1");
+  expect(table.get("1")).toBeDefined();
+});
+
+it("counts a heartbeat on another instance's subject as malformed", () => {
+  const { table, run, watcher } = rig();
+  watcher.publish(heartbeatSubject("2"), encodeHeartbeat({ card: cardOf("1"), goodbye: false }));
+  run(0);
+  expect(table.counts.malformed).toBe(1);
+  expect([...table.instances()]).toEqual([]);
+});
+
+it("leaves no timer behind", () => {
+  const { clock, gate, table, start, run } = rig();
+  const workers: Announcer[] = [start("1"), start("2")];
+  run(3000);
+  workers[0]?.goodbye();
+  workers[1]?.stop();
+  table.stop();
+  gate.stop();
+  run(0);
+  expect(clock.pending()).toBe(0);
+});
+
+it("carries every field of a card and ignores unknown ones", () => {
+  const card = cardOf("7", {
+    kind: "local",
+    role: "decode",
+    state: "starting",
+    workersReady: 3,
+    load: { running: 1, waiting: 2, kvUsedBlocks: 3 },
+    digests: [{ dpRank: 1, blockCount: 9, xor: "0123456789abcdef" }],
+  });
+  expect(decodeHeartbeat(encodeHeartbeat({ card, goodbye: true }))).toEqual({
+    card,
+    goodbye: true,
+  });
+  const wire = JSON.parse(new TextDecoder().decode(encodeHeartbeat({ card, goodbye: false })));
+  expect(wire).toMatchObject({ worker_id: "7", max_num_batched_tokens: 8192 });
+  const more = new TextEncoder().encode(JSON.stringify({ ...wire, newer: 1 }));
+  expect(decodeHeartbeat(more)).toEqual({ card, goodbye: false });
+});
+
+it("never throws on hostile bytes or fields", () => {
+  const wire = JSON.parse(
+    new TextDecoder().decode(encodeHeartbeat({ card: cardOf("1"), goodbye: false })),
+  );
+  fc.assert(
+    fc.property(fc.uint8Array({ maxLength: 200 }), (bytes) => {
+      expect(decodeHeartbeat(bytes)).toBeUndefined();
+    }),
+  );
+  fc.assert(
+    fc.property(fc.constantFrom(...Object.keys(wire)), fc.jsonValue(), (field, value) => {
+      const text = JSON.stringify({ ...wire, [field]: value });
+      const heartbeat = decodeHeartbeat(new TextEncoder().encode(text));
+      if (heartbeat) expect(decodeHeartbeat(encodeHeartbeat(heartbeat))).toEqual(heartbeat);
+    }),
+  );
+});

@@ -26,6 +26,11 @@ it("samples the index of the vectors, never one of probability 0", () => {
   }
 });
 
+it("gives a draw on the edge of two candidates to the second", () => {
+  expect(softmaxPick([4, 4, 4, 4], 1, () => 0.25)).toBe(1);
+  expect(softmaxPick([4, 4, 4, 4], 1, () => 0.75)).toBe(3);
+});
+
 it("picks only the lowest cost at temperature 0, and every tied one in time", () => {
   const random = mulberry32(5);
   for (const { costs, expected_minimum_indexes } of golden.greedy_temperature_0) {

@@ -91,6 +91,7 @@ export interface DecisionCandidate {
   readonly cachedTokens: number;
   readonly potentialPrefillTokens: number;
   readonly potentialDecodeBlocks: number;
+  readonly activeRequests: number;
   /** Null when not eligible, or when the choice ended before pricing. */
   readonly terms: CostTerms | null;
 }
@@ -322,6 +323,7 @@ function describeSlot(
     cachedTokens: cachedTokensOf(input, slot),
     potentialPrefillTokens: potentialPrefillTokensOf(input, slot),
     potentialDecodeBlocks: potentialDecodeBlocksOf(input, slot),
+    activeRequests: input.load.activeRequests[slot]!,
     ...verdict,
   };
 }

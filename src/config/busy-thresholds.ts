@@ -1,40 +1,6 @@
-/** Busy thresholds of a pool: flags at start, `POST /busy_threshold` while it runs. */
-import type { FlagTable } from "../base/flags.ts";
+/** Busy thresholds of a pool as `POST /busy_threshold` reads and changes them. */
 import type { BusyThresholds } from "../core/worker-roster.ts";
 import { type ConfigFault, describeValue, sortFaults } from "./config-fault.ts";
-
-const group = "Busy thresholds";
-
-export const busyThresholdFlags = {
-  activeDecodeBlocks: {
-    flag: "active-decode-blocks-threshold",
-    env: "DYN_ACTIVE_DECODE_BLOCKS_THRESHOLD",
-    type: "number",
-    min: 0,
-    max: 1,
-    default: null,
-    group,
-    help: "Share of a rank's KV blocks in use above which it takes no request.",
-  },
-  activePrefillTokens: {
-    flag: "active-prefill-tokens-threshold",
-    env: "DYN_ACTIVE_PREFILL_TOKENS_THRESHOLD",
-    type: "integer",
-    min: 0,
-    default: null,
-    group,
-    help: "Prompt tokens being computed above which a rank takes no request.",
-  },
-  activePrefillTokensFrac: {
-    flag: "active-prefill-tokens-threshold-frac",
-    env: "DYN_ACTIVE_PREFILL_TOKENS_THRESHOLD_FRAC",
-    type: "number",
-    min: 0,
-    default: null,
-    group,
-    help: "The same in batches of the rank's max_num_batched_tokens.",
-  },
-} as const satisfies FlagTable;
 
 interface ThresholdKey {
   readonly field: keyof BusyThresholds;

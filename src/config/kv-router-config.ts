@@ -113,9 +113,22 @@ export function subscribesToKvEvents(config: KvRouterConfig): boolean {
   return config.useKvEvents && config.overlapScoreCredit > 0;
 }
 
-/** `prefillLoadScale` of file keys: `prefill_load_scale`. */
+/** Key in a file of a config field: `prefill_load_scale` of `prefillLoadScale`. */
 export function fileKeyOf(field: string): string {
   return field.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
+}
+
+/**
+ * Options named like fields (of flags, or of the environment) as one source; `overlapScoreWeight`
+ * is the older weight, other names are left out.
+ */
+export function settingsOfOptions(options: Readonly<Record<string, unknown>>): Settings {
+  const settings = Object.keys(defaultKvRouterConfig)
+    .filter((field) => options[field] !== undefined)
+    .map((field) => [fileKeyOf(field), options[field]]);
+  const weight = options["overlapScoreWeight"] ?? undefined;
+  const legacy = weight === undefined ? {} : { overlap_score_weight: weight };
+  return { ...(Object.fromEntries(settings) as Settings), ...legacy };
 }
 
 /** What one request may change. */

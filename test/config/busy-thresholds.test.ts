@@ -1,10 +1,5 @@
 import { expect, it } from "vitest";
-import { parseCommand } from "../../src/base/flags.ts";
-import {
-  busyThresholdFlags,
-  busyThresholdsJson,
-  updateBusyThresholds,
-} from "../../src/config/busy-thresholds.ts";
+import { busyThresholdsJson, updateBusyThresholds } from "../../src/config/busy-thresholds.ts";
 import { noBusyThresholds } from "../../src/core/worker-roster.ts";
 
 it("changes the given thresholds, keeps the others, and null switches one off", () => {
@@ -34,10 +29,4 @@ it("reports every bad threshold and changes nothing", () => {
     "/active_prefill_tokens_threshold",
     "/active_prefill_tokens_threshold_frac",
   ]);
-});
-
-it("is off by default, and `None` on the command line is off", () => {
-  const command = { name: "t", summary: "t", flags: busyThresholdFlags, examples: [] } as const;
-  const argv = ["--active-decode-blocks-threshold", "None"];
-  expect(parseCommand(command, argv, {})).toMatchObject({ options: noBusyThresholds });
 });

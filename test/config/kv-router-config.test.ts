@@ -8,6 +8,7 @@ import {
   type KvRouterConfig,
   loadKvRouterConfig,
   parseRouterConfigOverride,
+  settingsOfOptions,
   subscribesToKvEvents,
 } from "../../src/config/kv-router-config.ts";
 import { kvRouterSchemaUrl } from "../../src/config/kv-router-schema.ts";
@@ -102,6 +103,20 @@ it("maps the older weight within its source before merging", () => {
     overlapScoreCredit: 1,
     prefillLoadScale: 2,
   });
+});
+
+it("takes options of flags and environment as sources, the last one first", () => {
+  const file = { router_temperature: 1, prefill_load_scale: 5, overlap_score_credit: 0.5 };
+  const environment = { overlapScoreWeight: null, routerTemperature: 2, prefillLoadScale: 6 };
+  const flags = { routerTemperature: 3, routerSnapshotThreshold: null, httpPort: 80 };
+  const sources = [file, settingsOfOptions(environment), settingsOfOptions(flags)];
+  expect(loaded(...sources)).toMatchObject({
+    routerTemperature: 3,
+    prefillLoadScale: 6,
+    overlapScoreCredit: 0.5,
+    routerSnapshotThreshold: null,
+  });
+  expect(loaded(settingsOfOptions({ overlapScoreWeight: 0 })).overlapScoreCredit).toBe(0);
 });
 
 it("names the nearest known key, the value and its type", () => {

@@ -37,7 +37,7 @@ export function flagDocs(table: FlagTable): FlagDoc[] {
     rows.map((row) => ({
       group,
       flag: spellingOf(row),
-      environment: row.env ?? "",
+      environment: variableText(row),
       older: [...(row.olderFlags ?? []).map((flag) => `--${flag}`), ...(row.olderEnv ?? [])].join(
         ", ",
       ),
@@ -63,8 +63,12 @@ function flagLines(row: Flag): string[] {
   const settled = row.required ? "Required." : `Default: ${row.default ?? "none"}.`;
   const limits = row.type === "string" || row.type === "boolean" ? "" : `${expectation(row)}. `;
   const facts = `${limits.charAt(0).toUpperCase()}${limits.slice(1)}${settled}`;
-  const environment = row.env === undefined ? "" : `  [${row.env}]`;
+  const environment = row.env === undefined ? "" : `  [${variableText(row)}]`;
   return [`  ${name}${environment}`, ...wrapped(`${row.help} ${facts}`, indent)];
+}
+
+function variableText(row: Flag): string {
+  return row.env === undefined ? "" : [row.env, ...(row.otherEnv ?? [])].join(", ");
 }
 
 function spellingOf(row: Flag): string {

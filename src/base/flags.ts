@@ -18,6 +18,8 @@ interface FlagRow {
   /** Name without dashes; a boolean also has its `no-` form. Without it the row is env only. */
   readonly flag?: string;
   readonly env?: string;
+  /** Further names of the variable, as good as the first. */
+  readonly otherEnv?: readonly string[];
   /** Spellings that still work, each with one warning. */
   readonly olderFlags?: readonly string[];
   readonly olderEnv?: readonly string[];
@@ -98,17 +100,20 @@ export type Parsed<Table extends FlagTable> =
       readonly warnings: readonly string[];
     };
 
+/** The outcome with options, as a command's body receives it. */
+export type Given<Table extends FlagTable> = Extract<Parsed<Table>, { readonly type: "options" }>;
+
 export type Environment = Readonly<Record<string, string | undefined>>;
 
 /** One text that was given for a row, and where; undefined after a flag whose value is missing. */
-interface Given {
+interface GivenText {
   readonly name: string;
   readonly spelling: string;
   readonly text: string | undefined;
 }
 
 interface Arguments {
-  readonly given: Given[];
+  readonly given: GivenText[];
   readonly operands: string[];
   readonly problems: string[];
   readonly warnings: Set<string>;
@@ -169,10 +174,11 @@ export function unknownVariables(environment: Environment, known: ReadonlySet<st
 
 /** Every environment variable of a table, older names included. */
 export function variablesOf(table: FlagTable): string[] {
-  return Object.values(table).flatMap((row) => [
-    ...(row.env === undefined ? [] : [row.env]),
-    ...(row.olderEnv ?? []),
-  ]);
+  return Object.values(table).flatMap((row) => [...currentNames(row), ...(row.olderEnv ?? [])]);
+}
+
+function currentNames(row: Flag): readonly string[] {
+  return row.env === undefined ? [] : [row.env, ...(row.otherEnv ?? [])];
 }
 
 /** What a row expects, e.g. `an integer from 0 to 65535`. */
@@ -278,14 +284,14 @@ function readEnvironment(
   table: FlagTable,
   environment: Environment,
   warnings: Set<string>,
-): Given[] {
-  const given: Given[] = [];
+): GivenText[] {
+  const given: GivenText[] = [];
   for (const [name, row] of Object.entries(table)) {
-    const spelling = [row.env, ...(row.olderEnv ?? [])].find(
-      (variable) => variable !== undefined && (environment[variable] ?? "").trim() !== "",
+    const spelling = [...currentNames(row), ...(row.olderEnv ?? [])].find(
+      (variable) => (environment[variable] ?? "").trim() !== "",
     );
     if (spelling === undefined) continue;
-    if (spelling !== row.env) {
+    if (row.olderEnv?.includes(spelling)) {
       warnings.add(`${spelling} is an older name of ${row.env ?? "a flag"}`);
     }
     given.push({ name, spelling, text: environment[spelling] });
@@ -295,7 +301,7 @@ function readEnvironment(
 
 function valuesOf(
   table: FlagTable,
-  given: readonly Given[],
+  given: readonly GivenText[],
   problems: string[],
 ): Record<string, FlagValue> {
   const values: Record<string, FlagValue> = {};
@@ -345,13 +351,13 @@ function isNullable(row: Flag): boolean {
   return row.nullable === true || row.default === null;
 }
 
-function isAttempt({ text }: Given): boolean {
+function isAttempt({ text }: GivenText): boolean {
   return text?.trim() !== "";
 }
 
 function wayToSet(row: Flag): string {
-  const ways = [row.flag === undefined ? undefined : `--${row.flag}`, row.env];
-  return ways.filter((way) => way !== undefined).join(" or ");
+  const flag = row.flag === undefined ? [] : [`--${row.flag}`];
+  return [...flag, ...currentNames(row)].join(" or ");
 }
 
 function quoted(text: string): string {

@@ -201,6 +201,23 @@ it("finds the unknown names under TIERGRID_ and suggests the known ones", () => 
   ]);
 });
 
+it("takes every current name of a variable without a warning, the first one first", () => {
+  const two = {
+    servers: {
+      env: "T_A",
+      otherEnv: ["T_B"],
+      type: "string",
+      default: "d",
+      group: "A",
+      help: "S.",
+    },
+  } as const satisfies FlagTable;
+  const read = (environment: Record<string, string>) =>
+    parseCommand({ name: "t", summary: "", flags: two, examples: [] }, [], environment);
+  expect(read({ T_B: "b" })).toMatchObject({ options: { servers: "b" }, warnings: [] });
+  expect(read({ T_A: "a", T_B: "b" })).toMatchObject({ options: { servers: "a" }, warnings: [] });
+});
+
 it("writes help with usage, examples, groups, defaults and environment", () => {
   const text = helpText(command);
   expect(parse("-h")).toEqual({ type: "help" });

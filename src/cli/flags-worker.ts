@@ -1,0 +1,163 @@
+/** Flags of `tiergrid worker mock`; engine options beyond these come from a file. */
+import type { Command, FlagTable, OptionsOf } from "../base/flags.ts";
+import { processFlags } from "./flags-process.ts";
+
+const serviceFlags = {
+  endpoint: {
+    flag: "endpoint",
+    env: "TIERGRID_WORKER_ENDPOINT",
+    type: "string",
+    default: "dynamo.backend.generate",
+    group: "Worker",
+    help: "Where the worker serves: namespace.component.endpoint; the namespace is its pool.",
+  },
+  modelName: {
+    flag: "model-name",
+    env: "TIERGRID_MODEL_NAME",
+    type: "string",
+    default: "mock-model",
+    group: "Worker",
+    help: "Model the worker registers.",
+  },
+  role: {
+    flag: "role",
+    env: "TIERGRID_ROLE",
+    type: "choice",
+    choices: ["aggregated", "prefill", "decode"],
+    default: "aggregated",
+    group: "Worker",
+    help: "Whole requests, or one leg of them.",
+  },
+  count: {
+    flag: "count",
+    type: "integer",
+    min: 1,
+    max: 64,
+    default: 1,
+    group: "Worker",
+    help: "Workers in this process, each an instance of its own.",
+  },
+} as const satisfies FlagTable;
+
+/** Named like the options of the mock engine in camel case. */
+export const mockEngineFlags = {
+  numGpuBlocks: {
+    flag: "num-gpu-blocks",
+    type: "integer",
+    min: 1,
+    default: 16_384,
+    group: "Mock engine",
+    help: "Blocks of the KV cache.",
+  },
+  blockSize: {
+    flag: "block-size",
+    env: "DYN_KV_CACHE_BLOCK_SIZE",
+    type: "integer",
+    min: 1,
+    max: 65_536,
+    default: 64,
+    group: "Mock engine",
+    help: "Tokens per block.",
+  },
+  maxNumSeqs: {
+    flag: "max-num-seqs",
+    type: "integer",
+    min: 1,
+    nullable: true,
+    default: 256,
+    group: "Mock engine",
+    help: "Requests that run at a time.",
+  },
+  maxNumBatchedTokens: {
+    flag: "max-num-batched-tokens",
+    type: "integer",
+    min: 1,
+    nullable: true,
+    default: 8192,
+    group: "Mock engine",
+    help: "Tokens of one pass.",
+  },
+  maxModelLen: {
+    flag: "max-model-len",
+    type: "integer",
+    min: 1,
+    default: null,
+    group: "Mock engine",
+    help: "Prompt and output tokens of a request.",
+  },
+  enablePrefixCaching: {
+    flag: "enable-prefix-caching",
+    type: "boolean",
+    default: true,
+    group: "Mock engine",
+    help: "Keeps blocks for prompts that begin alike.",
+  },
+  enableChunkedPrefill: {
+    flag: "enable-chunked-prefill",
+    type: "boolean",
+    default: true,
+    group: "Mock engine",
+    help: "Splits long prompts over several passes.",
+  },
+  speedupRatio: {
+    flag: "speed",
+    olderFlags: ["speedup-ratio"],
+    type: "number",
+    above: 0,
+    default: 1,
+    group: "Mock engine",
+    help: "Divides every duration.",
+  },
+  dpSize: {
+    flag: "dp-size",
+    olderFlags: ["data-parallel-size"],
+    type: "integer",
+    min: 1,
+    max: 1024,
+    default: 1,
+    group: "Mock engine",
+    help: "Data-parallel ranks.",
+  },
+  startupTime: {
+    flag: "startup-time",
+    type: "number",
+    min: 0,
+    default: null,
+    group: "Mock engine",
+    help: "Seconds before the worker registers.",
+  },
+} as const satisfies FlagTable;
+
+const engineFileFlags = {
+  engineConfig: {
+    flag: "engine-config",
+    env: "TIERGRID_WORKER_CONFIG",
+    olderFlags: ["extra-engine-args"],
+    type: "string",
+    default: null,
+    group: "Mock engine",
+    help: "JSON file with any of the engine's options by their snake_case names; flags beat it.",
+  },
+} as const satisfies FlagTable;
+
+export const workerMockFlags = {
+  ...serviceFlags,
+  ...mockEngineFlags,
+  ...engineFileFlags,
+  ...processFlags,
+};
+export type WorkerMockOptions = OptionsOf<typeof workerMockFlags>;
+
+export const workerMockCommand: Command<typeof workerMockFlags> = {
+  name: "tiergrid worker mock",
+  summary:
+    "Registers workers with mock engines: real timing, KV cache, KV events and load, no GPU. Their " +
+    "tokens follow from seed and position, so that any client can check a stream.",
+  flags: workerMockFlags,
+  examples: [
+    {
+      does: "two prefill workers of the pool prefill-fast",
+      line: "tiergrid worker mock --endpoint prefill-fast.prefill.generate --role prefill --count 2 --system-port 8084",
+    },
+  ],
+};

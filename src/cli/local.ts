@@ -1,0 +1,8 @@
+import { TiergridError } from "../base/errors.ts";
+import type { Given } from "../base/flags.ts";
+import type { localFlags } from "./flags-local.ts";
+
+/** Runs the command until it ends by itself or by a signal; returns the exit code. */
+export async function run(_given: Given<typeof localFlags>): Promise<number> {
+  throw new TiergridError("not_implemented", "this command is not part of this build");
+}

@@ -68,14 +68,13 @@ export function softmaxWeights(
   }
   // Two finite costs may be further apart than the largest double; halves are not.
   const unit = max - min === Number.POSITIVE_INFINITY ? 0.5 : 1;
-  const low = min * unit;
-  const spread = (max * unit - low) * temperature;
+  const steepness = 1 / ((max * unit - min * unit) * temperature);
   let total = 0;
   for (let at = 0; at < count; at++) {
     const cost = costs[at]!;
     let weight = 0;
     if (cost === min) weight = 1;
-    else if (Number.isFinite(cost)) weight = Math.exp((low - cost * unit) / spread);
+    else if (Number.isFinite(cost)) weight = Math.exp((min * unit - cost * unit) * steepness);
     weights[at] = weight;
     total += weight;
   }

@@ -9,6 +9,7 @@ import { Ajv2020 } from "ajv/dist/2020.js";
 import { TiergridError } from "../base/errors.ts";
 import { parseBoundedJson } from "./bounded-json.ts";
 import type { Fault } from "./error-body.ts";
+import { type CallerHints, type HeaderReader, readHints, timeoutHeader } from "./routing-hints.ts";
 
 export type ApiKind = "chat" | "completions";
 export type WorkerPin = string | number;
@@ -77,18 +78,26 @@ export interface ChatBody extends GenerationOptions {
   readonly continue_final_message?: boolean | null;
 }
 
-export type ApiRequest =
-  | { readonly kind: "chat"; readonly body: ChatBody; readonly droppedFields: readonly string[] }
-  | {
-      readonly kind: "completions";
-      readonly body: CompletionBody;
-      readonly droppedFields: readonly string[];
-    };
+export type ApiRequest = (
+  | { readonly kind: "chat"; readonly body: ChatBody }
+  | { readonly kind: "completions"; readonly body: CompletionBody }
+) & {
+  readonly hints: CallerHints;
+  /** Unknown fields that were dropped instead of refused. */
+  readonly droppedFields: readonly string[];
+};
+
+/** A request as it came: which endpoint, its body, its headers. */
+export interface RawRequest {
+  readonly kind: ApiKind;
+  readonly bytes: Uint8Array;
+  readonly header: HeaderReader;
+}
 
 export interface RequestRules {
   /** Unknown top-level fields are dropped and named instead of refused. */
   readonly ignoreUnknownFields: boolean;
-  /** Drops `nvext` and `extra_args` unread. */
+  /** Drops `nvext`, `extra_args` and the headers about routing unread. */
   readonly disableNvext: boolean;
 }
 
@@ -100,42 +109,54 @@ export const engineOnlyField = /^(?:kv_transfer_params|disaggregated_params|boot
 
 const validators = loadValidators();
 
-/** Parses and checks a body; throws one `invalid_request` that lists every fault. */
-export function parseRequest(kind: ApiKind, bytes: Uint8Array, rules: RequestRules): ApiRequest {
-  const body = parseBoundedJson(bytes);
+/** Parses and checks body and headers; throws one `invalid_request` that lists every fault. */
+export function parseRequest(raw: RawRequest, rules: RequestRules): ApiRequest {
+  const { kind } = raw;
+  const body = parseBoundedJson(raw.bytes);
   if (typeof body !== "object" || body === null || Array.isArray(body)) {
     throw faultsError([
       { pointer: "", reason: "wrong-type", message: "the body must be a JSON object" },
     ]);
   }
   const fields = body as Record<string, unknown>;
-  const hidden = Object.keys(fields).filter(
-    (name) =>
-      engineOnlyField.test(name) ||
-      (rules.disableNvext && (name === "nvext" || name === "extra_args")),
-  );
-  for (const name of hidden) delete fields[name];
-  const validate = validators[kind];
-  const faults: Fault[] = [];
-  const droppedFields: string[] = [];
-  if (!validate(fields)) {
-    for (const error of validate.errors ?? []) {
-      // The branch of an `if` that failed reports for it.
-      if (error.keyword === "if") continue;
-      const unknown = unknownTopLevelField(error);
-      if (unknown !== undefined && rules.ignoreUnknownFields) {
-        droppedFields.push(unknown);
-        delete fields[unknown];
-      } else {
-        faults.push(faultOf(error));
-      }
-    }
+  for (const name of Object.keys(fields)) {
+    const nvext = name === "nvext" || name === "extra_args";
+    if (engineOnlyField.test(name) || (nvext && rules.disableNvext)) delete fields[name];
   }
+  const faults: Fault[] = [];
+  const droppedFields = checkSchema(kind, fields, rules, faults);
   faults.push(...faultsBetweenFields(kind, fields));
+  const header: HeaderReader = (name) =>
+    rules.disableNvext && name !== timeoutHeader ? undefined : raw.header(name);
+  const hints = readHints(fields, header, faults);
   if (faults.length > 0) throw faultsError(firstPerPointer(faults));
   return kind === "chat"
-    ? { kind, body: fields as unknown as ChatBody, droppedFields }
-    : { kind, body: fields as unknown as CompletionBody, droppedFields };
+    ? { kind, body: fields as unknown as ChatBody, hints, droppedFields }
+    : { kind, body: fields as unknown as CompletionBody, hints, droppedFields };
+}
+
+/** Adds the schema's complaints to `faults`; answers the unknown fields that it removed. */
+function checkSchema(
+  kind: ApiKind,
+  fields: Record<string, unknown>,
+  rules: RequestRules,
+  faults: Fault[],
+): string[] {
+  const validate = validators[kind];
+  const dropped: string[] = [];
+  if (validate(fields)) return dropped;
+  for (const error of validate.errors ?? []) {
+    // The branch of an `if` that failed reports for it.
+    if (error.keyword === "if") continue;
+    const unknown = unknownTopLevelField(error);
+    if (unknown === undefined || !rules.ignoreUnknownFields) {
+      faults.push(faultOf(error));
+    } else {
+      dropped.push(unknown);
+      delete fields[unknown];
+    }
+  }
+  return dropped;
 }
 
 function firstPerPointer(faults: readonly Fault[]): Fault[] {

@@ -9,7 +9,8 @@ const completion = { model: "m", prompt: "hi" };
 
 function parse(kind: ApiKind, body: unknown, changed = {}) {
   const text = typeof body === "string" ? body : JSON.stringify(body);
-  return parseRequest(kind, new TextEncoder().encode(text), { ...rules, ...changed });
+  const bytes = new TextEncoder().encode(text);
+  return parseRequest({ kind, bytes, header: () => undefined }, { ...rules, ...changed });
 }
 
 function refusal(kind: ApiKind, body: unknown): TiergridError {
@@ -163,5 +164,6 @@ it.each(['{"model": secret', "", "[1]", '"text"', "null", '{"model":"m"}x'])(
 
 it("refuses bytes that are not UTF-8", () => {
   const bytes = new Uint8Array([0x22, 0xff, 0x22]);
-  expect(() => parseRequest("chat", bytes, rules)).toThrow(/not valid JSON/);
+  const raw = { kind: "chat" as const, bytes, header: () => undefined };
+  expect(() => parseRequest(raw, rules)).toThrow(/not valid JSON/);
 });

@@ -124,7 +124,7 @@ export function startAnswer(request: AnswerRequest, tools: AnswerTools): Running
     if (paused) call.pause();
   };
   if (request.model.mode === "agg") {
-    open("aggregated", request.body, lastLeg(request.sink, "aggregated", undefined));
+    open("aggregated", request.body, lastLeg(request.sink, "aggregated"));
   } else {
     startDisaggregated(request, tools, open);
   }
@@ -144,47 +144,48 @@ type OpenLeg = (phase: Phase, body: RequestBody, sink: CallSink) => void;
 
 function startDisaggregated(request: AnswerRequest, tools: AnswerTools, open: OpenLeg): void {
   const { sink } = request;
-  const decode = (prefill: PrefillResultBody | undefined): void => {
-    const body = prefill
-      ? { ...request.body, prefill_result: prefill, router_config_override: decodeOverride }
-      : request.body;
-    const cachedTokens = prefill?.prompt_tokens_details?.cached_tokens ?? undefined;
-    open("decode", body, lastLeg(sink, "decode", cachedTokens));
-  };
   const decodeAlone = (why: FallbackReason): void => {
     tools.onFallback(why);
-    decode(undefined);
+    open("decode", request.body, lastLeg(sink, "decode"));
   };
-  if (tools.models.route("prefill")([]) === undefined) {
-    if (!tools.settings.enforceDisagg) return decodeAlone("no_prefill_pool");
-    return sink.onError(new TiergridError("no_endpoints", "prefill router not yet activated"));
-  }
-  open("prefill", prefillBody(request.body), {
-    ...prefillLeg((outcome) => {
-      if (request.signal.aborted) return sink.onError(cancelledBetweenLegs());
-      switch (outcome.type) {
-        case "transferred":
-          return decode(outcome.result);
-        case "complete":
-          tools.onPrefillComplete();
-          for (const output of outcome.outputs) sink.onOutput(output);
-          return sink.onEnd(outcome.end, cachedTokensOf(outcome.end));
-        case "empty":
-          if (request.tokens.length < request.model.blockSize)
-            return decodeAlone("below_one_block");
-          return failed(noParams());
-        case "failed":
-          return failed(outcome.error);
-      }
-    }),
-    onAccepted: (frame) => sink.onAccepted(frame, "prefill"),
-  });
-
-  const failed = (error: TiergridError): void => {
+  const decodeAfter = (prefill: PrefillResultBody): void => {
+    const body = {
+      ...request.body,
+      prefill_result: prefill,
+      router_config_override: decodeOverride,
+    };
+    open("decode", body, lastLeg(sink, "decode", prefill));
+  };
+  const fail = (error: TiergridError): void => {
     // What cannot succeed elsewhere (a bad request, a passed deadline) cannot on a decode worker.
     if (tools.settings.enforceDisagg || !error.retryable) sink.onError(error);
     else decodeAlone("prefill_failed");
   };
+  const afterPrefill = (outcome: PrefillOutcome): void => {
+    if (request.signal.aborted) {
+      sink.onError(new TiergridError("cancelled", "the caller left after the prefill"));
+    } else if (outcome.type === "transferred") {
+      decodeAfter(outcome.result);
+    } else if (outcome.type === "complete") {
+      tools.onPrefillComplete();
+      for (const output of outcome.outputs) sink.onOutput(output);
+      sink.onEnd(outcome.end, cachedTokensOf(outcome.end));
+    } else if (outcome.type === "failed") {
+      fail(outcome.error);
+    } else if (request.tokens.length < request.model.blockSize) {
+      decodeAlone("below_one_block");
+    } else {
+      const message = "the prefill worker answered without disaggregated_params";
+      fail(new TiergridError("no_disaggregated_params", message));
+    }
+  };
+  if (tools.models.route("prefill")([]) !== undefined) {
+    open("prefill", prefillBody(request.body), prefillLeg(sink, afterPrefill));
+  } else if (tools.settings.enforceDisagg) {
+    sink.onError(new TiergridError("no_endpoints", "prefill router not yet activated"));
+  } else {
+    decodeAlone("no_prefill_pool");
+  }
 }
 
 type PrefillOutcome =
@@ -194,33 +195,34 @@ type PrefillOutcome =
   | { readonly type: "empty" }
   | { readonly type: "failed"; readonly error: TiergridError };
 
-/** Reads a prefill leg to its end. A leg has one token, so what is kept is small. */
-function prefillLeg(done: (outcome: PrefillOutcome) => void): Omit<CallSink, "onAccepted"> {
+/** Outputs kept of a leg that was asked for one token. */
+const prefillOutputsMax = 8;
+
+/** Reads a prefill leg to its end. */
+function prefillLeg(sink: AnswerSink, done: (outcome: PrefillOutcome) => void): CallSink {
   const outputs: EngineOutput[] = [];
   return {
+    onAccepted: (frame) => sink.onAccepted(frame, "prefill"),
     onOutput(output) {
       if (outputs.length < prefillOutputsMax) outputs.push(output);
     },
     onEnd(end) {
       const found = outputs.find(({ disaggregatedParams }) => disaggregatedParams !== undefined);
-      if (found) return done({ type: "transferred", result: prefillResult(found, end) });
       const stopped = end.finishReason === "stop" || end.finishReason === "eos";
-      done(stopped && end.total > 0 ? { type: "complete", outputs, end } : { type: "empty" });
+      if (found) done({ type: "transferred", result: prefillResult(found, end) });
+      else if (stopped && end.total > 0) done({ type: "complete", outputs, end });
+      else done({ type: "empty" });
     },
     onError: (error) => done({ type: "failed", error }),
   };
 }
 
-/** Outputs of a leg that was asked for one token. */
-const prefillOutputsMax = 8;
-
 function prefillResult(output: EngineOutput, end: EndFrame): PrefillResultBody {
   const cachedTokens = cachedTokensOf(end);
+  const details = cachedTokens === undefined ? undefined : { cached_tokens: cachedTokens };
   return {
     disaggregated_params: output.disaggregatedParams,
-    ...(cachedTokens === undefined
-      ? {}
-      : { prompt_tokens_details: { cached_tokens: cachedTokens } }),
+    ...(details && { prompt_tokens_details: details }),
   };
 }
 
@@ -228,17 +230,16 @@ function cachedTokensOf(end: EndFrame): number | undefined {
   return end.usage?.prompt_tokens_details?.cached_tokens;
 }
 
-/** The leg the client hears. */
-function lastLeg(
-  sink: AnswerSink,
-  phase: Phase,
-  prefillCachedTokens: number | undefined,
-): CallSink {
-  const handedOver = phase === "decode" && prefillCachedTokens !== undefined;
+/** The leg the client hears. After a prefill leg, only that one knows what was cached. */
+function lastLeg(sink: AnswerSink, phase: Phase, prefill?: PrefillResultBody): CallSink {
   return {
     onAccepted: (frame) => sink.onAccepted(frame, phase),
     onOutput: (output) => sink.onOutput(output),
-    onEnd: (end) => sink.onEnd(end, handedOver ? prefillCachedTokens : cachedTokensOf(end)),
+    onEnd: (end) =>
+      sink.onEnd(
+        end,
+        prefill ? (prefill.prompt_tokens_details?.cached_tokens ?? undefined) : cachedTokensOf(end),
+      ),
     onError: (error) => sink.onError(error),
   };
 }
@@ -266,13 +267,4 @@ function migrationOf(
     allowed: !guided || phase === "prefill",
     ...(maxSeqTokens === undefined ? {} : { maxSeqTokens }),
   };
-}
-
-function noParams(): TiergridError {
-  const message = "the prefill worker answered without disaggregated_params";
-  return new TiergridError("no_disaggregated_params", message);
-}
-
-function cancelledBetweenLegs(): TiergridError {
-  return new TiergridError("cancelled", "the caller left between prefill and decode");
 }

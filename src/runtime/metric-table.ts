@@ -270,3 +270,15 @@ export const processMetrics = {
   tiergrid_log_dropped_total: counter("Log lines dropped because the pipe was full"),
   tiergrid_metrics_dropped_series_total: counter("Label sets beyond the cap", ["metric"]),
 };
+
+/** All of them, by who emits them, for the docs. */
+export const metricTables = {
+  frontend: frontendMetrics,
+  "global router": globalRouterMetrics,
+  "local router": localRouterMetrics,
+  "both routers": bookingMetrics,
+  worker: workerMetrics,
+  "routers and workers": componentMetrics,
+  "callers on the bus": requestPlaneMetrics,
+  "every process": processMetrics,
+} as const satisfies Readonly<Record<string, MetricTable>>;

@@ -8,8 +8,12 @@ import {
   linearBuckets,
   logBuckets,
 } from "../../src/runtime/metric-buckets.ts";
-import type { MetricRow, MetricTable } from "../../src/runtime/metric-table.ts";
-import * as tables from "../../src/runtime/metric-table.ts";
+import {
+  type MetricRow,
+  type MetricTable,
+  metricTables,
+  processMetrics,
+} from "../../src/runtime/metric-table.ts";
 import { createMetrics, HistogramSeries, seriesMax } from "../../src/runtime/metrics.ts";
 import { collectBus, collectRuntime, startLoopCanary } from "../../src/runtime/process-metrics.ts";
 
@@ -63,7 +67,7 @@ it("uses the golden sets under the names of the reference", () => {
 
 it("names families legally, histograms with rising buckets, and none twice", () => {
   const seen = new Set<string>();
-  for (const [group, rows] of Object.entries(tables)) {
+  for (const [group, rows] of Object.entries(metricTables)) {
     for (const [name, row] of Object.entries<MetricRow>(rows)) {
       expect(name, group).toMatch(/^(?:dynamo|tiergrid)_[a-z0-9_]+$/);
       expect(seen.has(name), name).toBe(false);
@@ -140,7 +144,7 @@ it("removes the series of a worker that left and lets stale holders count on", a
 
 it("counts the lateness of the event loop and its stalls", () => {
   const clock = new ManualClock();
-  const metrics = createMetrics(tables.processMetrics);
+  const metrics = createMetrics(processMetrics);
   const stop = startLoopCanary(clock, metrics);
   clock.advanceTo(100);
   stop();
@@ -151,7 +155,7 @@ it("counts the lateness of the event loop and its stalls", () => {
 });
 
 it("copies bus totals and memory at scrape", async () => {
-  const metrics = createMetrics(tables.processMetrics);
+  const metrics = createMetrics(processMetrics);
   const totals: BusTotals = {
     reconnects: 2,
     forcedCloses: 0,

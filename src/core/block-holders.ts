@@ -106,13 +106,20 @@ export class BlockHolders {
     }
     this.sets.reserveBits(this.#bits);
     this.#slotOfBit[bit] = slot;
-    this.#live[bit >>> 5]! |= 1 << (bit & 31);
+    this.setLive(bit, true);
     return bit;
+  }
+
+  /** Whether `match` sees the bit. */
+  setLive(bit: number, live: boolean): void {
+    const mask = 1 << (bit & 31);
+    if (live) this.#live[bit >>> 5]! |= mask;
+    else this.#live[bit >>> 5]! &= ~mask;
   }
 
   /** Masks a bit at once; `unused` = no set has it. */
   retireBit(bit: number, unused: boolean): void {
-    this.#live[bit >>> 5]! &= ~(1 << (bit & 31));
+    this.setLive(bit, false);
     (unused ? this.#freeBits : this.#retired).push(bit);
   }
 

@@ -7,7 +7,7 @@
  * - The own key of a block is its sequence hash. Mode `identity`: engines name blocks by it, so
  *   there are no names. Mode `opaque`: own keys are chained from the local hashes of an event.
  * - A cleared or removed holder is gone at once; what it leaves behind is cleaned up in slices.
- * - `size` = pairs (holder, block) of live bits; a block on 3 holders counts 3.
+ * - `size` = pairs (holder, block), staged copies included; a block on 3 holders counts 3.
  */
 import type { Random } from "../base/random.ts";
 import type { U64 } from "../protocol/u64.ts";
@@ -39,9 +39,6 @@ export interface KvIndexOptions {
 
 export const holdersMaxDefault = 4096;
 export const blocksMaxDefault: number = 1 << 26;
-/** Blocks in one event; more is `invalid_block`. */
-export const eventBlocksMax = 65_536;
-
 const holderNamesMin = 64;
 
 interface Holder {
@@ -50,7 +47,16 @@ interface Holder {
   readonly dpRank: number;
   bit: number;
   blocks: number;
+  xorLo: number;
+  xorHi: number;
   names: EngineNames | undefined;
+}
+
+/** Equal digests mean equal blocks, but for chance. */
+export interface BlockDigest {
+  readonly blocks: number;
+  readonly lo: number;
+  readonly hi: number;
 }
 
 export interface IndexStats {
@@ -79,6 +85,7 @@ export class KvIndex {
   readonly #holders: (Holder | undefined)[] = [];
   readonly #slotOf = new Map<string, number>();
   readonly #freeSlots: number[] = [];
+  readonly #staged = new Map<number, Holder>();
   #own: Uint32Array = new Uint32Array(128);
 
   constructor(options: KvIndexOptions) {
@@ -102,15 +109,9 @@ export class KvIndex {
     if (known !== undefined) return known;
     if (this.#slotOf.size >= this.holdersMax) return -1;
     const slot = this.#freeSlots.pop() ?? this.#holders.length;
+    const bit = this.#blocks.takeBit(slot);
     const names = this.#newNames(Math.min(expectedBlocks, this.#blocksMax));
-    this.#holders[slot] = {
-      slot,
-      workerKey,
-      dpRank,
-      bit: this.#blocks.takeBit(slot),
-      blocks: 0,
-      names,
-    };
+    this.#holders[slot] = { slot, workerKey, dpRank, bit, blocks: 0, xorLo: 0, xorHi: 0, names };
     this.#slotOf.set(key, slot);
     return slot;
   }
@@ -129,6 +130,13 @@ export class KvIndex {
     return this.#holders[slot]?.blocks ?? 0;
   }
 
+  /** Number and XOR of a holder's own keys, to compare with the worker's own digest. */
+  digestOf(slot: number): BlockDigest {
+    const holder = this.#holders[slot];
+    if (!holder) return { blocks: 0, lo: 0, hi: 0 };
+    return { blocks: holder.blocks, lo: holder.xorLo >>> 0, hi: holder.xorHi >>> 0 };
+  }
+
   /**
    * Stores blocks behind `parent` (undefined = at the start of a sequence). `blocks` has four words
    * per block: local hash lo, hi, engine hash lo, hi. On any result but `ok` and `capacity` nothing
@@ -136,23 +144,7 @@ export class KvIndex {
    */
   store(slot: number, parent: U64 | undefined, blocks: Uint32Array): StoreResult {
     const holder = this.#holders[slot];
-    const count = blocks.length >>> 2;
-    if (!holder || count === 0) return "ok";
-    if (count > eventBlocksMax || this.#isInvalid(parent, blocks, count)) return "invalid_block";
-    if (this.#blocks.table.count + count > this.#blocksMax) return "capacity";
-    this.#blocks.advance(count);
-    holder.names?.reserve(count);
-    if (parent && !this.#loadParent(holder, parent)) return "parent_block_not_found";
-    this.#chainOwnKeys(parent !== undefined, blocks, count);
-    const own = this.#own;
-    for (let block = 1; block <= count; block++) {
-      const stored = holder.names
-        ? this.#storeNamed(holder, holder.names, blocks, block)
-        : this.#add(holder, own[2 * block]!, own[2 * block + 1]!);
-      if (stored === setsFull) return "capacity";
-      if (stored === 0) this.duplicateStores++;
-    }
-    return "ok";
+    return holder ? this.#storeInto(holder, parent, blocks) : "ok";
   }
 
   /** Removes blocks by engine hash, two words each; unknown ones are skipped and reported. */
@@ -182,10 +174,47 @@ export class KvIndex {
     holder.bit = this.#blocks.takeBit(slot);
   }
 
+  /**
+   * Starts a second, invisible copy of a holder, filled by `storeStaged`; a copy under way is thrown
+   * away. `commitStaged` lets it take the holder's place in one step, whatever its size.
+   */
+  beginStaged(slot: number): void {
+    const holder = this.#holders[slot];
+    if (!holder) return;
+    this.dropStaged(slot);
+    const bit = this.#blocks.takeBit(slot);
+    this.#blocks.setLive(bit, false);
+    const names = this.#newNames(holder.blocks);
+    this.#staged.set(slot, { ...holder, bit, blocks: 0, xorLo: 0, xorHi: 0, names });
+  }
+
+  storeStaged(slot: number, parent: U64 | undefined, blocks: Uint32Array): StoreResult {
+    const copy = this.#staged.get(slot);
+    return copy ? this.#storeInto(copy, parent, blocks) : "ok";
+  }
+
+  commitStaged(slot: number): void {
+    const holder = this.#holders[slot];
+    const copy = this.#staged.get(slot);
+    if (!holder || !copy) return;
+    this.#staged.delete(slot);
+    this.#retireBit(holder);
+    this.#blocks.setLive(copy.bit, true);
+    this.#holders[slot] = copy;
+  }
+
+  dropStaged(slot: number): void {
+    const copy = this.#staged.get(slot);
+    if (!copy) return;
+    this.#staged.delete(slot);
+    this.#retireBit(copy);
+  }
+
   /** Forgets a holder; its slot may be handed out again. */
   removeHolder(slot: number): void {
     const holder = this.#holders[slot];
     if (!holder) return;
+    this.dropStaged(slot);
     this.#retireBit(holder);
     this.#holders[slot] = undefined;
     this.#slotOf.delete(`${holder.workerKey}:${holder.dpRank}`);
@@ -226,13 +255,24 @@ export class KvIndex {
     };
   }
 
-  #isInvalid(parent: U64 | undefined, blocks: Uint32Array, count: number): boolean {
-    if (parent) {
-      for (let word = 2; word < 4 * count; word += 4) {
-        if (blocks[word] === parent.lo && blocks[word + 1] === parent.hi) return true;
-      }
+  #storeInto(holder: Holder, parent: U64 | undefined, blocks: Uint32Array): StoreResult {
+    const count = blocks.length >>> 2;
+    if (count === 0) return "ok";
+    if (this.#repeatCheck.breaksRules(parent, blocks)) return "invalid_block";
+    if (this.#blocks.table.count + count > this.#blocksMax) return "capacity";
+    this.#blocks.advance(count);
+    holder.names?.reserve(count);
+    if (parent && !this.#loadParent(holder, parent)) return "parent_block_not_found";
+    this.#chainOwnKeys(parent !== undefined, blocks, count);
+    const own = this.#own;
+    for (let block = 1; block <= count; block++) {
+      const stored = holder.names
+        ? this.#storeNamed(holder, holder.names, blocks, block)
+        : this.#add(holder, own[2 * block]!, own[2 * block + 1]!);
+      if (stored === setsFull) return "capacity";
+      if (stored === 0) this.duplicateStores++;
     }
-    return count > 1 && this.#repeatCheck.repeats(blocks, count, 2, 4);
+    return "ok";
   }
 
   /** Puts the own key of `parent` into entry 0 of `#own`; false when the holder lacks it. */
@@ -302,12 +342,16 @@ export class KvIndex {
     this.#blocks.retireBit(holder.bit, holder.blocks === 0);
     this.size -= holder.blocks;
     holder.blocks = 0;
+    holder.xorLo = 0;
+    holder.xorHi = 0;
   }
 
   #add(holder: Holder, lo: number, hi: number): number {
     const added = this.#blocks.add(holder.bit, lo, hi);
     if (added !== 1) return added;
     holder.blocks++;
+    holder.xorLo ^= lo;
+    holder.xorHi ^= hi;
     this.size++;
     return 1;
   }
@@ -315,6 +359,8 @@ export class KvIndex {
   #drop(holder: Holder, lo: number, hi: number): boolean {
     if (!this.#blocks.drop(holder.bit, lo, hi)) return false;
     holder.blocks--;
+    holder.xorLo ^= lo;
+    holder.xorHi ^= hi;
     this.size--;
     return true;
   }

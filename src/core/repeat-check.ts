@@ -1,7 +1,10 @@
 /** Finds a hash that occurs twice in one event, with a stamped scratch table that is never cleared. */
 import type { Random } from "../base/random.ts";
 import { randomU32 } from "../base/random.ts";
+import type { U64 } from "../protocol/u64.ts";
 
+/** Blocks in one event; more is invalid. */
+export const eventBlocksMax = 65_536;
 const pairwiseMax = 8;
 
 export class RepeatCheck {
@@ -14,6 +17,21 @@ export class RepeatCheck {
   constructor(random: Random) {
     this.#mulLo = randomU32(random) | 1;
     this.#mulHi = randomU32(random) | 1;
+  }
+
+  /**
+   * Whether a stored event breaks the rules: too many blocks, an engine hash that occurs twice or is
+   * the parent's. Four words per block, engine hash last.
+   */
+  breaksRules(parent: U64 | undefined, blocks: Uint32Array): boolean {
+    const count = blocks.length >>> 2;
+    if (count > eventBlocksMax) return true;
+    if (parent) {
+      for (let word = 2; word < 4 * count; word += 4) {
+        if (blocks[word] === parent.lo && blocks[word + 1] === parent.hi) return true;
+      }
+    }
+    return count > 1 && this.repeats(blocks, count, 2, 4);
   }
 
   /** Whether two of the `count` keys at words [first + i * width, + 1] of `lanes` are equal. */

@@ -1,0 +1,209 @@
+/**
+ * All blocks of one holder with what a dump needs: a worker's own index, per rank.
+ *
+ *   names (EngineNames)           table (LaneTable)     columns, 7 words per slot
+ *   engine hash -> own key  ──▶   own key -> slot  ──▶  [ engine hash | local | parent's own | kind ]
+ *
+ * - Same rules and results as `KvIndex.store` and `remove` in opaque mode; own keys are chained.
+ * - A block knows its parent by own key, so the dump names the parent as the engine does at the time.
+ */
+import type { Random } from "../base/random.ts";
+import type { StoredEvent } from "../protocol/kv-events.ts";
+import type { U64 } from "../protocol/u64.ts";
+import { grownUint32 } from "./column.ts";
+import { EngineNames } from "./engine-names.ts";
+import type { BlockDigest, ChainHashes, RemoveResult, StoreResult } from "./kv-index.ts";
+import { LaneTable } from "./lane-table.ts";
+import { RepeatCheck } from "./repeat-check.ts";
+
+const slotWords = 7;
+const free = 0;
+const root = 1;
+const inner = 2;
+const runBlocksMax = 4096;
+
+export class HolderBlocks {
+  readonly #random: Random;
+  readonly #chain: ChainHashes;
+  readonly #repeatCheck: RepeatCheck;
+  #names: EngineNames;
+  #table: LaneTable;
+  #columns: Uint32Array = new Uint32Array(64 * slotWords);
+  #used = 0;
+  #freeSlots: number[] = [];
+  #own: Uint32Array = new Uint32Array(128);
+  #xorLo = 0;
+  #xorHi = 0;
+
+  constructor(chain: ChainHashes, random: Random) {
+    this.#chain = chain;
+    this.#random = random;
+    this.#repeatCheck = new RepeatCheck(random);
+    this.#names = new EngineNames(64, random);
+    this.#table = new LaneTable(3, 64, random);
+  }
+
+  digest(): BlockDigest {
+    return { blocks: this.#table.count, lo: this.#xorLo >>> 0, hi: this.#xorHi >>> 0 };
+  }
+
+  /** Stores blocks, four words each, behind `parent`; see `KvIndex.store`. */
+  store(parent: U64 | undefined, blocks: Uint32Array): Exclude<StoreResult, "capacity"> {
+    const count = blocks.length >>> 2;
+    if (count === 0) return "ok";
+    if (this.#repeatCheck.breaksRules(parent, blocks)) return "invalid_block";
+    this.#names.reserve(count);
+    this.#table.reserve(count);
+    if (this.#own.length < 2 * count + 2) this.#own = grownUint32(this.#own, 4 * count + 2);
+    const own = this.#own;
+    if (parent) {
+      const at = this.#names.find(parent.lo, parent.hi);
+      if (at < 0 || this.#names.isReplaced(at)) return "parent_block_not_found";
+      own[0] = this.#names.ownLo;
+      own[1] = this.#names.ownHi;
+    }
+    for (let block = 0; block < count; block++) {
+      own[2 * block + 2] = blocks[4 * block]!;
+      own[2 * block + 3] = blocks[4 * block + 1]!;
+    }
+    this.#chain(own, parent ? 1 : 2, count + 1);
+    for (let block = 1; block <= count; block++) {
+      this.#storeBlock(blocks, block, block > 1 || parent !== undefined);
+    }
+    return "ok";
+  }
+
+  /** Removes blocks by engine hash, two words each. */
+  remove(hashes: Uint32Array): RemoveResult {
+    let result: RemoveResult = "ok";
+    for (let word = 0; word + 1 < hashes.length; word += 2) {
+      const at = this.#names.find(hashes[word]!, hashes[word + 1]!);
+      const current = at >= 0 && !this.#names.isReplaced(at);
+      if (current) this.#drop(this.#names.ownLo, this.#names.ownHi);
+      else result = "block_not_found";
+      if (at >= 0) this.#names.removeAt(at);
+    }
+    return result;
+  }
+
+  clear(): void {
+    this.#names = new EngineNames(64, this.#random);
+    this.#table = new LaneTable(3, 64, this.#random);
+    this.#used = 0;
+    this.#freeSlots = [];
+    this.#xorLo = 0;
+    this.#xorHi = 0;
+  }
+
+  /**
+   * Stored events that rebuild the holder, parents before children; their ids, from 0, mean nothing.
+   * Blocks that no chain of held blocks connects to a first block are left out.
+   */
+  dump(): StoredEvent[] {
+    const events: StoredEvent[] = [];
+    const reached = new Uint8Array(this.#used);
+    for (let slot = 0; slot < this.#used; slot++) {
+      if (this.#kind(slot) !== free && reached[slot] === 0) this.#dumpRun(slot, reached, events);
+    }
+    return events;
+  }
+
+  /** Walks up from a slot to a root or to a block already dumped, then writes the way down. */
+  #dumpRun(start: number, reached: Uint8Array, events: StoredEvent[]): void {
+    const way: number[] = [];
+    let above = start;
+    while (above >= 0 && reached[above] === 0) {
+      way.push(above);
+      if (this.#kind(above) === root) break;
+      const parentSlot = this.#parentOf(above);
+      above = parentSlot;
+    }
+    const isRoot = above >= 0 && reached[above] === 0;
+    const isHeld = isRoot || (above >= 0 && reached[above] === 1);
+    for (const slot of way) reached[slot] = isHeld ? 1 : 2;
+    if (!isHeld) return;
+    way.reverse();
+    let parent = isRoot ? undefined : this.#nameOf(above);
+    for (let from = 0; from < way.length; from += runBlocksMax) {
+      const run = way.slice(from, from + runBlocksMax);
+      const blocks = new Uint32Array(4 * run.length);
+      run.forEach((slot, block) => {
+        const at = slotWords * slot;
+        blocks[4 * block] = this.#columns[at + 2]!;
+        blocks[4 * block + 1] = this.#columns[at + 3]!;
+        blocks[4 * block + 2] = this.#columns[at]!;
+        blocks[4 * block + 3] = this.#columns[at + 1]!;
+      });
+      events.push({ type: "stored", eventId: events.length, tier: "device", parent, blocks });
+      parent = this.#nameOf(run.at(-1)!);
+    }
+  }
+
+  #storeBlock(blocks: Uint32Array, block: number, hasParent: boolean): void {
+    const names = this.#names;
+    const lo = this.#own[2 * block]!;
+    const hi = this.#own[2 * block + 1]!;
+    const nameLo = blocks[4 * block - 2]!;
+    const nameHi = blocks[4 * block - 1]!;
+    let at = names.find(nameLo, nameHi);
+    let wasReplaced = false;
+    if (at < 0) at = names.insert(nameLo, nameHi, lo, hi);
+    else {
+      wasReplaced = names.isReplaced(at);
+      if (names.ownLo !== lo || names.ownHi !== hi) {
+        if (!wasReplaced) this.#drop(names.ownLo, names.ownHi);
+        names.repoint(at, lo, hi);
+        wasReplaced = false;
+      } else if (!wasReplaced) return;
+    }
+    const found = this.#table.find(lo, hi);
+    names.makeCurrent(at, found >= 0, wasReplaced);
+    const slot = found >= 0 ? this.#table.words[found + 2]! : this.#newSlot(lo, hi);
+    const column = slotWords * slot;
+    this.#columns[column] = nameLo;
+    this.#columns[column + 1] = nameHi;
+    this.#columns[column + 2] = blocks[4 * block - 4]!;
+    this.#columns[column + 3] = blocks[4 * block - 3]!;
+    this.#columns[column + 4] = hasParent ? this.#own[2 * block - 2]! : 0;
+    this.#columns[column + 5] = hasParent ? this.#own[2 * block - 1]! : 0;
+    this.#columns[column + 6] = hasParent ? inner : root;
+  }
+
+  #newSlot(lo: number, hi: number): number {
+    const slot = this.#freeSlots.pop() ?? this.#used++;
+    if (this.#used * slotWords > this.#columns.length) {
+      this.#columns = grownUint32(this.#columns, 2 * this.#columns.length);
+    }
+    this.#table.words[this.#table.insert(lo, hi) + 2] = slot;
+    this.#xorLo ^= lo;
+    this.#xorHi ^= hi;
+    return slot;
+  }
+
+  #drop(lo: number, hi: number): void {
+    const at = this.#table.find(lo, hi);
+    if (at < 0) return;
+    const slot = this.#table.words[at + 2]!;
+    this.#columns[slotWords * slot + 6] = free;
+    this.#freeSlots.push(slot);
+    this.#table.removeAt(at);
+    this.#xorLo ^= lo;
+    this.#xorHi ^= hi;
+  }
+
+  #kind(slot: number): number {
+    return this.#columns[slotWords * slot + 6]!;
+  }
+
+  /** Slot of the parent, or -1 when it is not held. */
+  #parentOf(slot: number): number {
+    const column = slotWords * slot;
+    const at = this.#table.find(this.#columns[column + 4]!, this.#columns[column + 5]!);
+    return at < 0 ? -1 : this.#table.words[at + 2]!;
+  }
+
+  #nameOf(slot: number): U64 {
+    const column = slotWords * slot;
+    return { lo: this.#columns[column]!, hi: this.#columns[column + 1]! };
+  }
+}

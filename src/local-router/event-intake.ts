@@ -1,0 +1,361 @@
+/**
+ * KV events of all holders of a pool, from the bus into the index. One cursor per holder decides
+ * (`core/event-cursor.ts`); this file carries out what it decides.
+ *
+ *   onEvents ──▶ cursor ──actions──▶ index
+ *                  │ query
+ *                  ▼
+ *               recovery: 8 attempts, at most 16 holders at once, the others wait in order
+ *
+ * - Recovery never blocks routing: until a holder is synced it is routed by load alone.
+ * - A dump fills an invisible copy of the holder in slices and takes its place in one step.
+ * - Only device memory is counted; events of other tiers move the cursor and change nothing.
+ */
+import type { CancelTimer, Clock } from "../base/clock.ts";
+import { sleep } from "../base/clock.ts";
+import type { CursorAction, RecoveryResult } from "../core/event-cursor.ts";
+import { EventCursor } from "../core/event-cursor.ts";
+import type { KvIndex } from "../core/kv-index.ts";
+import type { KvEvent, KvEventBatch } from "../protocol/kv-events.ts";
+import type { KvAnswer } from "../protocol/kv-query.ts";
+
+export interface HolderKey {
+  readonly workerId: string;
+  readonly dpRank: number;
+}
+
+/** Asks a worker for events from `startEventId`, or for everything. Rejects when it cannot. */
+export type RecoveryQuery = (
+  holder: HolderKey,
+  startEventId: number | undefined,
+  signal: AbortSignal,
+) => Promise<KvAnswer>;
+
+export interface EventIntakeOptions {
+  readonly index: KvIndex;
+  readonly clock: Clock;
+  readonly query: RecoveryQuery;
+}
+
+export const attemptsMax = 8;
+export const retryFirstMs = 200;
+export const recoveriesMax = 16;
+const restoreFirstMs = 30_000;
+const restoreMaxMs = 300_000;
+/** Stored events of a dump applied per turn of the event loop. */
+const dumpSliceEvents = 64;
+const maintainSlots = 4096;
+const maintainPauseMs = 5;
+
+export interface IntakeCounters {
+  applied: number;
+  /** Cleared or restarted holders. */
+  clears: number;
+  stale: number;
+  /** Stores and removals that the index refused, in whole or in part. */
+  refused: number;
+  /** Events of tiers other than device memory. */
+  otherTier: number;
+  /** Events of holders beyond the index's maximum. */
+  noHolder: number;
+  recoveries: number;
+  recoveryFailures: number;
+}
+
+/** Holders by state; every holder is in one. */
+export interface HolderStates {
+  readonly initial: number;
+  readonly recovering: number;
+  readonly synced: number;
+  readonly degraded: number;
+}
+
+export interface EventIntake {
+  readonly counters: Readonly<IntakeCounters>;
+  /** A worker's rank can be asked: its blocks are restored unless they are known. */
+  onDiscovered(holder: HolderKey, expectedBlocks?: number): void;
+  onEvents(batch: KvEventBatch): void;
+  /** Forgets one rank at once. */
+  removeHolder(holder: HolderKey): void;
+  /** Forgets all ranks of a worker at once. */
+  removeWorker(workerId: string): void;
+  holderStates(): HolderStates;
+  /** Ends recoveries and timers; later calls change nothing. */
+  close(): void;
+}
+
+interface Holder extends HolderKey {
+  readonly slot: number;
+  readonly cursor: EventCursor;
+  recovery: Recovery | undefined;
+  restoreAfterMs: number;
+  cancelRestore: CancelTimer | undefined;
+}
+
+interface Recovery {
+  readonly holder: Holder;
+  readonly start: number | undefined;
+  readonly generation: number;
+  readonly abort: AbortController;
+}
+
+interface Intake extends EventIntakeOptions {
+  readonly counters: IntakeCounters;
+  readonly holders: Map<string, Holder>;
+  /** Recoveries that wait for one of the `recoveriesMax` places; at most one per holder. */
+  readonly waiting: Set<Recovery>;
+  running: number;
+  cancelMaintain: CancelTimer | undefined;
+  closed: boolean;
+}
+
+export function createEventIntake(options: EventIntakeOptions): EventIntake {
+  const counters: IntakeCounters = {
+    applied: 0,
+    clears: 0,
+    stale: 0,
+    refused: 0,
+    otherTier: 0,
+    noHolder: 0,
+    recoveries: 0,
+    recoveryFailures: 0,
+  };
+  const intake: Intake = {
+    ...options,
+    counters,
+    holders: new Map(),
+    waiting: new Set(),
+    running: 0,
+    cancelMaintain: undefined,
+    closed: false,
+  };
+  return {
+    counters,
+    onDiscovered(key, expectedBlocks) {
+      const holder = holderOf(intake, key, expectedBlocks);
+      if (holder) perform(intake, holder, holder.cursor.onDiscovered());
+    },
+    onEvents(batch) {
+      const holder = holderOf(intake, batch);
+      if (!holder) counters.noHolder += batch.events.length;
+      else {
+        for (const event of batch.events) {
+          perform(intake, holder, holder.cursor.onEvent(event, batch.stateSource));
+        }
+      }
+    },
+    removeHolder: (key) => removeHolder(intake, keyText(key)),
+    removeWorker(workerId) {
+      for (const [text, holder] of intake.holders) {
+        if (holder.workerId === workerId) removeHolder(intake, text);
+      }
+    },
+    holderStates: () => countStates(intake),
+    close() {
+      intake.closed = true;
+      for (const holder of intake.holders.values()) stopHolder(intake, holder);
+      intake.cancelMaintain?.();
+    },
+  };
+}
+
+const keyText = (key: HolderKey): string => `${key.workerId}:${key.dpRank}`;
+
+function holderOf(intake: Intake, key: HolderKey, expectedBlocks?: number): Holder | undefined {
+  if (intake.closed) return undefined;
+  const text = keyText(key);
+  const known = intake.holders.get(text);
+  if (known) return known;
+  const { workerId, dpRank } = key;
+  const slot = intake.index.holder(workerId, dpRank, expectedBlocks);
+  if (slot < 0) return undefined;
+  const holder: Holder = {
+    workerId,
+    dpRank,
+    slot,
+    cursor: new EventCursor(),
+    recovery: undefined,
+    restoreAfterMs: restoreFirstMs,
+    cancelRestore: undefined,
+  };
+  intake.holders.set(text, holder);
+  return holder;
+}
+
+function perform(intake: Intake, holder: Holder, actions: readonly CursorAction[]): void {
+  const { index, counters } = intake;
+  for (const action of actions) {
+    switch (action.type) {
+      case "apply":
+        applyEvent(intake, holder, action.event);
+        break;
+      case "clear":
+      case "reset":
+        stopRecovery(intake, holder);
+        index.clear(holder.slot);
+        counters.clears++;
+        scheduleMaintain(intake);
+        break;
+      case "replace":
+        // `stageDump` has filled the copy; only the last step is left.
+        index.commitStaged(holder.slot);
+        holder.restoreAfterMs = restoreFirstMs;
+        holder.cancelRestore?.();
+        holder.cancelRestore = undefined;
+        scheduleMaintain(intake);
+        break;
+      case "query":
+        startRecovery(intake, holder, action.start, action.generation);
+        break;
+      case "drop":
+        counters.stale++;
+        break;
+      case "buffer":
+      case "ignore_result":
+        break;
+    }
+  }
+  if (holder.cursor.degraded) scheduleRestore(intake, holder);
+}
+
+function applyEvent(intake: Intake, holder: Holder, event: KvEvent): void {
+  const { index, counters } = intake;
+  // The cursor turns a `cleared` into an action of its own.
+  if (event.type === "cleared") return;
+  counters.applied++;
+  if (event.tier !== "device") {
+    counters.otherTier++;
+    return;
+  }
+  const result =
+    event.type === "stored"
+      ? index.store(holder.slot, event.parent, event.blocks)
+      : index.remove(holder.slot, event.hashes);
+  if (result !== "ok") counters.refused++;
+}
+
+function startRecovery(
+  intake: Intake,
+  holder: Holder,
+  start: number | undefined,
+  generation: number,
+): void {
+  stopRecovery(intake, holder);
+  holder.recovery = { holder, start, generation, abort: new AbortController() };
+  intake.waiting.add(holder.recovery);
+  startWaiting(intake);
+}
+
+function startWaiting(intake: Intake): void {
+  for (const recovery of intake.waiting) {
+    if (intake.running >= recoveriesMax) return;
+    intake.waiting.delete(recovery);
+    intake.running++;
+    // `runRecovery` never rejects: whatever fails becomes a result.
+    void runRecovery(intake, recovery).finally(() => {
+      intake.running--;
+      startWaiting(intake);
+    });
+  }
+}
+
+async function runRecovery(intake: Intake, recovery: Recovery): Promise<void> {
+  const { holder, generation, abort } = recovery;
+  intake.counters.recoveries++;
+  const result = await recover(intake, recovery);
+  if (abort.signal.aborted) return;
+  holder.recovery = undefined;
+  if (result.type !== "tree_dump") intake.index.dropStaged(holder.slot);
+  perform(intake, holder, holder.cursor.onResult(result, generation));
+}
+
+async function recover(intake: Intake, recovery: Recovery): Promise<RecoveryResult> {
+  const { holder, start } = recovery;
+  const { signal } = recovery.abort;
+  for (let attempt = 0; attempt < attemptsMax; attempt++) {
+    if (attempt > 0) await sleep(intake.clock, retryFirstMs * 2 ** (attempt - 1), signal);
+    if (signal.aborted) break;
+    try {
+      const answer = await intake.query(holder, start, signal);
+      if (answer.type === "tree_dump") await stageDump(intake, holder, answer.events, signal);
+      return answer;
+    } catch {
+      // Every failure is retried alike; the last one becomes the result.
+      intake.counters.recoveryFailures++;
+    }
+  }
+  return { type: "failed" };
+}
+
+/** Fills the holder's invisible copy, a slice per turn of the event loop. */
+async function stageDump(
+  intake: Intake,
+  holder: Holder,
+  events: readonly KvEvent[],
+  signal: AbortSignal,
+): Promise<void> {
+  const { index, clock, counters } = intake;
+  if (signal.aborted) return;
+  index.beginStaged(holder.slot);
+  for (let from = 0; from < events.length; from += dumpSliceEvents) {
+    if (from > 0) await sleep(clock, 0, signal);
+    if (signal.aborted) return;
+    for (const event of events.slice(from, from + dumpSliceEvents)) {
+      if (event.type !== "stored" || event.tier !== "device") continue;
+      const result = index.storeStaged(holder.slot, event.parent, event.blocks);
+      if (result !== "ok") counters.refused++;
+    }
+  }
+}
+
+function stopRecovery(intake: Intake, holder: Holder): void {
+  if (!holder.recovery) return;
+  holder.recovery.abort.abort();
+  intake.waiting.delete(holder.recovery);
+  holder.recovery = undefined;
+  intake.index.dropStaged(holder.slot);
+}
+
+function scheduleRestore(intake: Intake, holder: Holder): void {
+  if (holder.cancelRestore || intake.closed) return;
+  holder.cancelRestore = intake.clock.after(holder.restoreAfterMs, () => {
+    holder.cancelRestore = undefined;
+    perform(intake, holder, holder.cursor.onRestoreDue());
+  });
+  holder.restoreAfterMs = Math.min(2 * holder.restoreAfterMs, restoreMaxMs);
+}
+
+/** Cleans up behind cleared holders, a slice at a time, until nothing is left. */
+function scheduleMaintain(intake: Intake): void {
+  if (intake.cancelMaintain || intake.closed) return;
+  intake.cancelMaintain = intake.clock.after(maintainPauseMs, () => {
+    intake.cancelMaintain = undefined;
+    if (intake.index.maintain(maintainSlots)) scheduleMaintain(intake);
+  });
+}
+
+function stopHolder(intake: Intake, holder: Holder): void {
+  stopRecovery(intake, holder);
+  holder.cancelRestore?.();
+  holder.cancelRestore = undefined;
+}
+
+function removeHolder(intake: Intake, text: string): void {
+  const holder = intake.holders.get(text);
+  if (!holder) return;
+  stopHolder(intake, holder);
+  intake.holders.delete(text);
+  intake.index.removeHolder(holder.slot);
+  scheduleMaintain(intake);
+}
+
+function countStates(intake: Intake): HolderStates {
+  const states = { initial: 0, recovering: 0, synced: 0, degraded: 0 };
+  for (const { cursor } of intake.holders.values()) {
+    if (cursor.degraded) states.degraded++;
+    else if (cursor.recovering) states.recovering++;
+    else if (cursor.last === null) states.initial++;
+    else states.synced++;
+  }
+  return states;
+}

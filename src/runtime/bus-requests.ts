@@ -98,8 +98,9 @@ export function callHandler(
   failed: HandlerErrorListener,
 ): void {
   try {
-    const outcome = handler(message);
-    if (outcome === undefined) return;
+    // A handler typed as `void` may return anything, for example what its last call returned.
+    const outcome: unknown = handler(message);
+    if (!(outcome instanceof Promise)) return;
     outcome.then(undefined, (error: unknown) => failed(error, message.subject));
   } catch (error) {
     failed(error, message.subject);

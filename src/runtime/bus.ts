@@ -21,9 +21,10 @@ export interface BusMessage {
   readonly headers: ReadonlyMap<string, string> | undefined;
 }
 
+/** What a handler throws or rejects with is counted; a handler that must not overlap queues itself. */
 export type BusHandler = (message: BusMessage) => void | Promise<void>;
 
-/** `data` is shed above the soft outbound mark, `control` only above the hard one. */
+/** `data` (the default) is shed above the soft outbound mark, `control` only above the hard one. */
 export type Traffic = "data" | "control";
 
 export interface PublishOptions {
@@ -66,9 +67,14 @@ export interface Bus {
   readonly state: BusState;
   readonly maxPayloadBytes: number;
   readonly totals: BusTotals;
+  /** The bus sends `payload` later and without a copy: the caller does not write to it again. */
   publish(subject: string, payload: Uint8Array, options?: PublishOptions): void;
-  /** `queue` names a constant queue group; wildcards `*` and `>` are allowed in `subject`. */
+  /**
+   * `queue` names a constant queue group; wildcards `*` and `>` are allowed in `subject`. An exact
+   * subject below `inboxPrefix` takes effect at once; others when the server has seen them (`flush`).
+   */
   subscribe(subject: string, handler: BusHandler, queue?: string): Subscription;
+  /** Travels as `control`. */
   request(subject: string, payload: Uint8Array, options: RequestOptions): Promise<BusMessage>;
   /** Calls `listener` on every change of `state`; returns the unsubscribe function. */
   onState(listener: (state: BusState) => void): () => void;

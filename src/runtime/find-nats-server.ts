@@ -20,6 +20,7 @@ import {
 import { tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
 import { promisify } from "node:util";
+import type { Clock } from "../base/clock.ts";
 import { TiergridError } from "../base/errors.ts";
 
 export interface FindOptions {
@@ -29,6 +30,7 @@ export interface FindOptions {
   /** Told in one line what is tried and why it did not work. */
   readonly onProgress: (line: string) => void;
   readonly allowDownload: boolean;
+  readonly clock: Clock;
   /** How a release is fetched; the default is `fetch`. */
   readonly download?: (url: string, signal: AbortSignal) => Promise<Uint8Array>;
 }
@@ -130,7 +132,9 @@ async function unpackOfficialRelease(
   const name = `nats-server-v${version}-linux-${arch === "x64" ? "amd64" : "arm64"}`;
   const url = `https://github.com/nats-io/nats-server/releases/download/v${version}/${name}.tar.gz`;
   options.onProgress(`downloading ${url}`);
-  const bytes = await (options.download ?? download)(url, AbortSignal.timeout(downloadMs));
+  const abort = new AbortController();
+  const cancel = options.clock.after(downloadMs, () => abort.abort());
+  const bytes = await (options.download ?? download)(url, abort.signal).finally(cancel);
   const found = createHash("sha256").update(bytes).digest("hex");
   if (found !== sha256[arch]) {
     const message = `${name}.tar.gz: expected sha256 ${sha256[arch]}, got ${found}`;

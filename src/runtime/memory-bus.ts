@@ -87,8 +87,9 @@ function connect(network: Network, options: MemoryNetworkOptions, role: BusRole)
     get state() {
       return connection.state;
     },
-    publish: (subject, payload, options) =>
-      publish(network, connection, { subject, payload, options }),
+    publish: (subject, payload, options) => {
+      publish(network, connection, { subject, payload, options });
+    },
     subscribe: (subject, handler, queue) => {
       if (queue !== undefined) checkQueue(queue);
       return subscribe(network, connection, { subject, handler, queue: queue !== undefined });

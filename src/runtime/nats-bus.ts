@@ -40,7 +40,7 @@ import {
   type NatsClient,
   type NatsCredentials,
   NatsMessage,
-} from "./nats-client.ts";
+} from "./nats-bus-client.ts";
 import { isPattern, SubjectTable } from "./subject-table.ts";
 
 export interface NatsBusOptions {

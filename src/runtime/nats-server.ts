@@ -31,6 +31,7 @@ export interface NatsServer {
 }
 
 const readyMs = 10_000;
+const greetingMs = 500;
 const stopMs = 3000;
 const logBytesMax = 16_384;
 
@@ -101,7 +102,7 @@ async function spawnServer(
   });
   const untilMs = clock.nowMs() + readyMs;
   while (failure === undefined && clock.nowMs() < untilMs) {
-    if (await greets(port)) return child;
+    if (await greets(port, clock)) return child;
     await sleep(clock, 5);
   }
   child.kill("SIGKILL");
@@ -110,16 +111,16 @@ async function spawnServer(
 }
 
 /** True when a NATS server sends its INFO line on `port`. */
-async function greets(port: number): Promise<boolean> {
+async function greets(port: number, clock: Clock): Promise<boolean> {
   const socket = connectSocket({ port, host: "127.0.0.1" });
+  const cancel = clock.after(greetingMs, () => socket.destroy(new Error("no greeting")));
   try {
-    const [greeting] = (await once(socket, "data", { signal: AbortSignal.timeout(500) })) as [
-      Buffer,
-    ];
+    const [greeting] = (await once(socket, "data")) as [Buffer];
     return greeting.toString("latin1").startsWith("INFO ");
   } catch {
     return false;
   } finally {
+    cancel();
     socket.destroy();
   }
 }

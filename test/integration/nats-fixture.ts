@@ -9,7 +9,7 @@ const cacheDir = fileURLToPath(new URL("../../.cache/nats-server", import.meta.u
 export async function natsBinary(): Promise<string> {
   const lines: string[] = [];
   const onProgress = (line: string): void => void lines.push(line);
-  const options = { cacheDir, env: process.env, onProgress, allowDownload: true };
+  const options = { cacheDir, env: process.env, onProgress, allowDownload: true, clock: realClock };
   const binary = await findNatsServer(options);
   if (binary === undefined) throw new Error(`no nats-server for this test: ${lines.join("; ")}`);
   return binary;

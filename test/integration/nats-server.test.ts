@@ -50,7 +50,7 @@ it("says why a server does not start", async () => {
 it("takes NATS_SERVER_BIN first, then PATH, and refuses a named binary that is none", async () => {
   dir = await mkdtemp(join(tmpdir(), "tiergrid-test-"));
   const binary = await natsBinary();
-  const base = { cacheDir: dir, onProgress: () => {}, allowDownload: false };
+  const base = { cacheDir: dir, onProgress: () => {}, allowDownload: false, clock: realClock };
   expect(await findNatsServer({ ...base, env: { NATS_SERVER_BIN: binary } })).toBe(binary);
   const path = `/nonexistent:${join(binary, "..")}`;
   expect(await findNatsServer({ ...base, env: { PATH: path } })).toBe(binary);
@@ -70,6 +70,7 @@ it("names the manual ways when there is none, and never keeps a release with a w
     const found = await findNatsServer({
       cacheDir: join(dir, "cache"),
       env: {},
+      clock: realClock,
       onProgress: (line) => void lines.push(line),
       allowDownload: true,
       download: async () => new TextEncoder().encode("not the release"),

@@ -146,6 +146,8 @@ export function busConformance(start: () => Promise<BusUnderTest>): void {
       throw new Error("sync");
     });
     far.subscribe(subject, () => Promise.reject(new Error("async")));
+    far.subscribe(subject, (() => 7) as () => void);
+    far.subscribe(subject, () => far.publish(`${subject}.b`, bytes("")));
     const got = await collect(far, subject);
     near.publish(subject, bytes("1"));
     near.publish(subject, bytes("2"));

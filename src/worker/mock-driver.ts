@@ -122,7 +122,7 @@ export class MockDriver implements Engine {
       throw new TiergridError("duplicate_request", `mock engine: key ${request.key} is running`);
     }
     const rank = this.#rankFor(request.dpRank);
-    const handoff = handoffOf(request);
+    const handoff = handoffOf(request, config);
     const submission = submissionOf(request, config, hasher, clock.nowMs());
     const refusal = rank.core.refusal(submission);
     if (refusal && refusal !== "nothing_to_decode") {

@@ -9,8 +9,11 @@ import { readMockHandoff } from "./mock-handoff.ts";
 import type { MockSubmission } from "./mock-request.ts";
 
 /** The handoff a decode leg brings, or undefined; throws `invalid_request` for a foreign one. */
-export function handoffOf(request: EngineRequest): MockHandoff | undefined {
-  if (request.role === "prefill" || !request.prefillResult) return undefined;
+export function handoffOf(
+  request: EngineRequest,
+  config: MockEngineConfig,
+): MockHandoff | undefined {
+  if (isPrefill(request, config) || !request.prefillResult) return undefined;
   return readMockHandoff(request.prefillResult.disaggregatedParams, request.tokens.length);
 }
 
@@ -36,9 +39,14 @@ export function submissionOf(
     maxOutputTokens: Math.max(1, request.maxOutputTokens),
     sequenceHashes,
     localHashes,
-    prefillOnly: config.workerType === "prefill" || request.role === "prefill",
-    transferred: request.role !== "prefill" && request.prefillResult !== undefined,
+    prefillOnly: isPrefill(request, config),
+    transferred: !isPrefill(request, config) && request.prefillResult !== undefined,
   };
+}
+
+/** A prefill engine does nothing but prefill legs; any other engine does them when asked. */
+function isPrefill(request: EngineRequest, config: MockEngineConfig): boolean {
+  return config.workerType === "prefill" || request.role === "prefill";
 }
 
 /** The error a refusal becomes. */

@@ -341,6 +341,82 @@ it("spreads requests over ranks and keeps their caches apart", async () => {
   expect(sink.log.slice(-2)).toEqual(["cleared", "cleared"]);
 });
 
+/** A clock whose one live timer fires only when the test says the process got round to it. */
+class LazyClock implements Clock {
+  now = 0;
+  readonly #timers = new Set<() => void>();
+
+  nowMs(): number {
+    return this.now;
+  }
+
+  wallMs(): number {
+    return this.now;
+  }
+
+  after(_delayMs: number, fire: () => void): () => void {
+    this.#timers.add(fire);
+    return () => void this.#timers.delete(fire);
+  }
+
+  wakeAt(nowMs: number): void {
+    this.now = nowMs;
+    const due = [...this.#timers];
+    this.#timers.clear();
+    for (const fire of due) fire();
+  }
+}
+
+async function startedLazily(): Promise<{ clock: LazyClock; driver: MockDriver; sink: Listener }> {
+  const clock = new LazyClock();
+  const driver = newDriver(clock);
+  const sink = new Listener();
+  const start = driver.start(sink);
+  clock.wakeAt(0);
+  await start;
+  return { clock, driver, sink };
+}
+
+it("finishes every pass that is due in one late wake, planned from the ends, not the wake", async () => {
+  const { clock, driver, sink } = await startedLazily();
+  driver.submit(requestOf(1, 4, { maxOutputTokens: 9 }));
+  clock.wakeAt(0);
+  // Passes end at 20, 26, 32, 38, 44.
+  clock.wakeAt(38);
+  expect(sink.tokens.get(1)).toHaveLength(4);
+  clock.wakeAt(43.9);
+  expect(sink.tokens.get(1)).toHaveLength(4);
+  clock.wakeAt(44);
+  expect(sink.tokens.get(1)).toHaveLength(5);
+  expect(driver.reanchors).toBe(0);
+});
+
+it("keeps a request out of passes planned to start before it arrived", async () => {
+  const { clock, driver, sink } = await startedLazily();
+  driver.submit(requestOf(1, 4, { maxOutputTokens: 9 }));
+  clock.wakeAt(0);
+  clock.now = 30;
+  driver.submit(requestOf(2, 4, { tokens: Uint32Array.of(9, 9, 9, 9), maxOutputTokens: 1 }));
+  clock.wakeAt(33);
+  // Passes of request 1 end at 20, 26 and 32; the one from 32 takes request 2 and ends at 53.
+  clock.wakeAt(52.9);
+  expect(sink.tokens.has(2)).toBe(false);
+  clock.wakeAt(53);
+  expect(sink.tokens.get(2)).toHaveLength(1);
+});
+
+it("plans anew from the wake after a stall of more than 50 ms", async () => {
+  const { clock, driver, sink } = await startedLazily();
+  driver.submit(requestOf(1, 4, { maxOutputTokens: 99 }));
+  clock.wakeAt(0);
+  clock.wakeAt(70);
+  expect(driver.reanchors).toBe(0);
+  const tokens = sink.tokens.get(1)!.length;
+  clock.wakeAt(1000);
+  expect(driver.reanchors).toBe(1);
+  expect(sink.tokens.get(1)).toHaveLength(tokens + 1);
+});
+
 /** One slice of work: arrivals every few ms, shared prefixes, a pool small enough to preempt. */
 async function runSlice(clock: Clock, settle: () => Promise<void>): Promise<Listener> {
   const driver = newDriver(clock, { num_gpu_blocks: 60, max_num_seqs: 8, speedup_ratio: 10 });

@@ -129,8 +129,7 @@ const action = fc.oneof(
       prompt: fc.integer({ min: 1, max: 70 }),
       output: fc.integer({ min: 1, max: 20 }),
       family: fc.option(fc.integer({ min: 0, max: 2 }), { nil: undefined }),
-      transferred: bool,
-      prefillOnly: fc.constant(false),
+      leg: fc.constantFrom("whole", "prefill", "decode"),
     }),
   },
   { weight: 6, arbitrary: fc.record({ type: fc.constant("pass" as const) }) },
@@ -158,7 +157,8 @@ it("keeps its invariants and makes progress under any order of submit, cancel an
       let inPass = false;
       for (const step of actions) {
         if (step.type === "submit") {
-          const request = submit(core, { ...step, key: requests.length });
+          const legs = { prefillOnly: step.leg === "prefill", transferred: step.leg === "decode" };
+          const request = submit(core, { ...step, ...legs, key: requests.length });
           if (typeof request !== "string") requests.push(request);
         } else if (step.type === "cancel") {
           const request = requests[step.which % Math.max(1, requests.length)];
@@ -174,6 +174,7 @@ it("keeps its invariants and makes progress under any order of submit, cancel an
         checkInvariants(core, requests, index);
       }
       if (inPass) core.endPass();
+      for (const request of requests) core.releaseHeld(request);
       drain(core, index, () => {});
       checkInvariants(core, requests, index);
       expect(core.load(0)).toMatchObject({ running: 0, waiting: 0, activeBlocks: 0 });

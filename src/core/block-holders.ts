@@ -75,10 +75,10 @@ export class BlockHolders {
   match(sequence: Uint32Array, blocks: number, depths: Int32Array): number {
     depths.fill(0);
     const table = this.table;
-    let set = blocks > 0 ? table.get(sequence[0]!, sequence[1]!) : 0;
+    let set = blocks > 0 ? table.get(sequence[0]! | 0, sequence[1]! | 0) : 0;
     if (set === 0 || !this.#enter(set)) return 0;
     for (let block = 1; block < blocks; block++) {
-      const next = table.get(sequence[2 * block]!, sequence[2 * block + 1]!);
+      const next = table.get(sequence[2 * block]! | 0, sequence[2 * block + 1]! | 0);
       if (next === set) continue;
       if (next === 0) {
         this.#writeActive(depths, block);

@@ -26,6 +26,7 @@ interface Replaced {
 }
 
 export class EngineNames {
+  /** Own key that `find` found, as signed lanes. */
   ownLo = 0;
   ownHi = 0;
 
@@ -54,8 +55,8 @@ export class EngineNames {
   find(lo: number, hi: number): number {
     const at = this.#table.find(lo, hi);
     if (at >= 0) {
-      this.ownLo = this.#table.words[at + 2]! >>> 0;
-      this.ownHi = this.#table.words[at + 3]! >>> 0;
+      this.ownLo = this.#table.words[at + 2]!;
+      this.ownHi = this.#table.words[at + 3]!;
     }
     return at;
   }

@@ -141,10 +141,10 @@ export class HolderBlocks {
 
   #storeBlock(blocks: Uint32Array, block: number, hasParent: boolean): void {
     const names = this.#names;
-    const lo = this.#own[2 * block]!;
-    const hi = this.#own[2 * block + 1]!;
-    const nameLo = blocks[4 * block - 2]!;
-    const nameHi = blocks[4 * block - 1]!;
+    const lo = this.#own[2 * block]! | 0;
+    const hi = this.#own[2 * block + 1]! | 0;
+    const nameLo = blocks[4 * block - 2]! | 0;
+    const nameHi = blocks[4 * block - 1]! | 0;
     let at = names.find(nameLo, nameHi);
     let wasReplaced = false;
     if (at < 0) at = names.insert(nameLo, nameHi, lo, hi);

@@ -7,6 +7,7 @@
  * - The own key of a block is its sequence hash. Mode `identity`: engines name blocks by it, so
  *   there are no names. Mode `opaque`: own keys are chained from the local hashes of an event.
  * - A cleared or removed holder is gone at once; what it leaves behind is cleaned up in slices.
+ * - Keys are passed on as signed lanes (`| 0`): V8 boxes unsigned ones above 2^31 at every call.
  * - `size` = pairs (holder, block), staged copies included; a block on 3 holders counts 3.
  */
 import type { Random } from "../base/random.ts";
@@ -154,8 +155,8 @@ export class KvIndex {
     this.#blocks.advance(0);
     let result: RemoveResult = "ok";
     for (let word = 0; word + 1 < hashes.length; word += 2) {
-      const lo = hashes[word]!;
-      const hi = hashes[word + 1]!;
+      const lo = hashes[word]! | 0;
+      const hi = hashes[word + 1]! | 0;
       const removed = holder.names
         ? this.#removeNamed(holder, holder.names, lo, hi)
         : this.#drop(holder, lo, hi);
@@ -268,7 +269,7 @@ export class KvIndex {
     for (let block = 1; block <= count; block++) {
       const stored = holder.names
         ? this.#storeNamed(holder, holder.names, blocks, block)
-        : this.#add(holder, own[2 * block]!, own[2 * block + 1]!);
+        : this.#add(holder, own[2 * block]! | 0, own[2 * block + 1]! | 0);
       if (stored === setsFull) return "capacity";
       if (stored === 0) this.duplicateStores++;
     }
@@ -301,10 +302,10 @@ export class KvIndex {
 
   /** Stores block `block` (from 1) of the event: 1 = stored, 0 = was held already, `setsFull`. */
   #storeNamed(holder: Holder, names: EngineNames, blocks: Uint32Array, block: number): number {
-    const lo = this.#own[2 * block]!;
-    const hi = this.#own[2 * block + 1]!;
-    const nameLo = blocks[4 * block - 2]!;
-    const nameHi = blocks[4 * block - 1]!;
+    const lo = this.#own[2 * block]! | 0;
+    const hi = this.#own[2 * block + 1]! | 0;
+    const nameLo = blocks[4 * block - 2]! | 0;
+    const nameHi = blocks[4 * block - 1]! | 0;
     let at = names.find(nameLo, nameHi);
     let wasReplaced = false;
     if (at < 0) {

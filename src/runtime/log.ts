@@ -92,23 +92,39 @@ export const silentLog: Log = {
   isEnabled: () => false,
 };
 
-/** Stderr as a sink that never blocks; `onDrop` is called for every line that found no room. */
-export function stderrSink(onDrop: () => void): LogSink & { flush(): void } {
-  const stream = pino.destination({ dest: 2, sync: false, maxLength: pendingBytesMax });
-  stream.on("drop", onDrop);
-  // A closed stderr must not take the process down.
+/** The part of `process.stderr` that is used. */
+export interface LogStream {
+  readonly writableLength: number;
+  write(text: string): boolean;
+  on(event: "error", listener: () => void): unknown;
+}
+
+/**
+ * `stream` as a sink that never waits; lines of one turn of the event loop leave in one write.
+ * `onDrop` is called for every line that finds no room. `flush` hands over what is left, for exits.
+ * (pino.destination would end in a blocking write when the process exits.)
+ */
+export function boundedSink(
+  stream: LogStream,
+  clock: Clock,
+  onDrop: () => void,
+): LogSink & { flush(): void } {
+  let waiting = "";
+  const flush = (): void => {
+    if (waiting !== "") stream.write(waiting);
+    waiting = "";
+  };
+  // A reader that went away must not take the process down.
   stream.on("error", onDrop);
   return {
     write: (line) => {
-      stream.write(line);
-    },
-    flush: () => {
-      try {
-        stream.flushSync();
-      } catch {
-        // The descriptor is gone or full; the last lines are lost with it.
+      if (waiting.length + stream.writableLength + line.length > pendingBytesMax) onDrop();
+      else {
+        if (waiting === "") clock.after(0, flush);
+        waiting += line;
       }
     },
+    flush,
   };
 }
 

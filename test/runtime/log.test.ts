@@ -1,6 +1,12 @@
 import { expect, it } from "vitest";
 import { ManualClock } from "../../src/base/clock.ts";
-import { createLogs, levelOf, readLogFilter } from "../../src/runtime/log.ts";
+import {
+  boundedSink,
+  createLogs,
+  levelOf,
+  pendingBytesMax,
+  readLogFilter,
+} from "../../src/runtime/log.ts";
 
 const clock = new ManualClock();
 
@@ -60,4 +66,33 @@ it("reads filters and refuses malformed ones", () => {
   expect(levelOf(filter, "a.b.c")).toBe("info");
   expect(levelOf(filter, "a.c")).toBe("warn");
   expect(levelOf(filter, "ab")).toBe("error");
+});
+
+it("writes the lines of one turn at once, and drops what finds no room", () => {
+  const own = new ManualClock();
+  const written: string[] = [];
+  let dropped = 0;
+  const stream = {
+    writableLength: 0,
+    write: (text: string) => {
+      written.push(text);
+      return true;
+    },
+    on: () => {},
+  };
+  const sink = boundedSink(stream, own, () => {
+    dropped += 1;
+  });
+  sink.write("a\n");
+  sink.write("b\n");
+  expect(written).toEqual([]);
+  own.advanceTo(0);
+  expect(written).toEqual(["a\nb\n"]);
+  stream.writableLength = pendingBytesMax - 2;
+  sink.write("c\n");
+  sink.write("d\n");
+  sink.flush();
+  sink.flush();
+  expect(written).toEqual(["a\nb\n", "c\n"]);
+  expect(dropped).toBe(1);
 });

@@ -41,6 +41,10 @@ export class LaneTable {
   #mulLo: number;
   #mulHi: number;
   #scale: number;
+  // Where the last `find` missed: an `insert` of that key need not probe again.
+  #missAt = -1;
+  #missLo = 0;
+  #missHi = 0;
   #old: Int32Array = noWords;
   #oldCapacity = 0;
   #oldAt = 0;
@@ -84,7 +88,13 @@ export class LaneTable {
       offset += width;
       if (offset === end) offset = 0;
     }
-    return this.#oldCapacity === 0 ? -1 : this.#bringOver(a, b);
+    const found = this.#oldCapacity === 0 ? -1 : this.#bringOver(a, b);
+    if (found < 0) {
+      this.#missAt = offset;
+      this.#missLo = a;
+      this.#missHi = b;
+    }
+    return found;
   }
 
   /** First value word of the key's slot, or 0. */
@@ -103,24 +113,32 @@ export class LaneTable {
   removeAt(offset: number): void {
     const words = this.words;
     const width = this.#slotWords;
-    const last = this.capacity - 1;
-    let gap = offset / width;
-    let slot = gap;
+    const end = words.length;
+    let gap = offset;
+    let at = offset;
     for (;;) {
-      slot = slot === last ? 0 : slot + 1;
-      const at = slot * width;
+      at += width;
+      if (at === end) at = 0;
       const a = words[at]!;
       const b = words[at + 1]!;
       if ((a | b) === 0) break;
-      const wanted = home(a, b, this.#mulLo, this.#mulHi, this.#scale);
+      const wanted = width * home(a, b, this.#mulLo, this.#mulHi, this.#scale);
       // The slot may fill the gap unless its home lies behind the gap, cyclically.
-      const stays = gap <= slot ? wanted > gap && wanted <= slot : wanted > gap || wanted <= slot;
+      const stays = gap <= at ? wanted > gap && wanted <= at : wanted > gap || wanted <= at;
       if (stays) continue;
-      for (let word = 0; word < width; word++) words[gap * width + word] = words[at + word]!;
-      if (slot >= this.scanAt && gap < this.scanAt) this.scanAt = gap;
-      gap = slot;
+      words[gap] = a;
+      words[gap + 1] = b;
+      words[gap + 2] = words[at + 2]!;
+      if (width === 4) words[gap + 3] = words[at + 3]!;
+      const scan = this.scanAt * width;
+      if (at >= scan && gap < scan) this.scanAt = gap / width;
+      gap = at;
     }
-    for (let word = 0; word < width; word++) words[gap * width + word] = 0;
+    words[gap] = 0;
+    words[gap + 1] = 0;
+    words[gap + 2] = 0;
+    if (width === 4) words[gap + 3] = 0;
+    this.#missAt = -1;
     this.count--;
   }
 
@@ -165,16 +183,18 @@ export class LaneTable {
     const words = this.words;
     const width = this.#slotWords;
     const end = words.length;
-    let offset = width * home(a, b, this.#mulLo, this.#mulHi, this.#scale);
-    let probe = 1;
+    const wanted = width * home(a, b, this.#mulLo, this.#mulHi, this.#scale);
+    let offset = wanted;
+    if (this.#missAt >= 0 && a === this.#missLo && b === this.#missHi) offset = this.#missAt;
     while ((words[offset]! | words[offset + 1]!) !== 0) {
-      probe++;
       offset += width;
       if (offset === end) offset = 0;
     }
-    if (probe > this.longestProbe) this.longestProbe = probe;
+    const probes = (offset - wanted + (offset < wanted ? end : 0)) / width + 1;
+    if (probes > this.longestProbe) this.longestProbe = probes;
     words[offset] = a;
     words[offset + 1] = b;
+    this.#missAt = -1;
     return offset;
   }
 
@@ -192,6 +212,7 @@ export class LaneTable {
     this.#mulHi = randomU32(this.#random) | 1;
     this.longestProbe = 0;
     this.scanAt = 0;
+    this.#missAt = -1;
   }
 
   /** Finds a stored key in the old array and moves its slot to the current one. */

@@ -1,6 +1,6 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { expect, it } from "vitest";
+import { expect, it, onTestFinished } from "vitest";
 
 /** Writes 40 MB of lines to a stderr that nobody reads, then reports on stdout. */
 const program = `
@@ -21,6 +21,9 @@ const program = `
 it("drops and counts lines instead of waiting for a reader of stderr", async () => {
   const args = ["--import", "tsx", "--input-type=module", "-e", program];
   const child = spawn(process.execPath, args, { stdio: ["ignore", "pipe", "pipe"] });
+  onTestFinished(() => {
+    child.kill("SIGKILL");
+  });
   let output = "";
   child.stdout.on("data", (chunk) => {
     output += chunk;

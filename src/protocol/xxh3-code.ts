@@ -73,27 +73,27 @@ const fold = 0;
 const avalanche = 1;
 const avalanche64 = 2;
 const swap = 3;
-const mix = 4;
-const shortHash = 5;
-const midHash = 6;
-const longHash = 7;
-const hash = 8;
+const shortHash = 4;
+const midHash = 5;
+const longHash = 6;
+const hash = 7;
 
-/** (a, b) -> low ^ high half of the 128-bit product, from four 32 x 32 products. */
+/** Locals a, b -> low ^ high half of their 128-bit product, from four 32 x 32 products; t..t+3. */
+const foldOf = (a: number, b: number, t: number): Code => [
+  ...set(t, mul(low32(get(a)), low32(get(b)))),
+  ...set(t + 1, mul(high32(get(a)), low32(get(b)))),
+  ...set(t + 2, mul(low32(get(a)), high32(get(b)))),
+  ...set(t + 3, add(add(high32(get(t)), low32(get(t + 1))), get(t + 2))),
+  ...xor(
+    add(add(high32(get(t + 1)), high32(get(t + 3))), mul(high32(get(a)), high32(get(b)))),
+    or(left(get(t + 3), long(32n)), low32(get(t))),
+  ),
+];
 const foldFunction: WasmFunction = {
   params: [i64, i64],
   results: [i64],
   locals: [i64, i64, i64, i64],
-  body: [
-    ...set(2, mul(low32(get(0)), low32(get(1)))),
-    ...set(3, mul(high32(get(0)), low32(get(1)))),
-    ...set(4, mul(low32(get(0)), high32(get(1)))),
-    ...set(5, add(add(high32(get(2)), low32(get(3))), get(4))),
-    ...xor(
-      add(add(high32(get(3)), high32(get(5))), mul(high32(get(0)), high32(get(1)))),
-      or(left(get(5), long(32n)), low32(get(2))),
-    ),
-  ],
+  body: foldOf(0, 1, 2),
 };
 
 const avalancheFunction: WasmFunction = {
@@ -134,18 +134,6 @@ const swapFunction: WasmFunction = {
     ...swapStep(16n, 0x0000ffff0000ffffn),
     ...rotate(get(0), long(32n)),
   ],
-};
-
-/** (input, secret) -> one 16-byte lane of the middle lengths. */
-const mixFunction: WasmFunction = {
-  params: [i32, i32],
-  results: [i64],
-  locals: [],
-  body: call(
-    fold,
-    xor(load64(get(0)), add(load64(get(1)), seed)),
-    xor(load64(get(0), 8), sub(load64(get(1), 8), seed)),
-  ),
 };
 
 /** (input, bytes <= 16) -> hash. Locals: 2 keyed, 3 low, 4 high. */
@@ -189,16 +177,21 @@ const shortFunction: WasmFunction = {
   ],
 };
 
-const addMix = (accumulator: number, input: Code, secretOffset: Code): Code =>
-  set(accumulator, add(get(accumulator), call(mix, input, secretOffset)));
+/** accumulator += one 16-byte lane; locals 4..9 scratch, 10 seed. */
+const addMix = (accumulator: number, input: Code, secretAddress: Code): Code => [
+  ...set(4, xor(load64(input), add(load64(secretAddress), get(10)))),
+  ...set(5, xor(load64(input, 8), sub(load64(secretAddress, 8), get(10)))),
+  ...set(accumulator, add(get(accumulator), foldOf(4, 5, 6))),
+];
 const fromEnd = (bytes: number): Code => subInt(addInt(get(0), get(1)), int(bytes));
 
 /** (input, 17 to 240 bytes) -> hash. Locals: 2 accumulator, 3 round offset in bytes. */
 const midFunction: WasmFunction = {
   params: [i32, i32],
   results: [i64],
-  locals: [i64, i32],
+  locals: [i64, i32, ...Array(7).fill(i64)],
   body: [
+    ...set(10, seed),
     ...set(2, mul(widen(get(1)), long(prime64x1))),
     ...ifThen(
       aboveInt(get(1), int(128)),
@@ -313,12 +306,12 @@ const chainFlipHigh = (secretWord(40) ^ secretWord(48)) - chainSeed;
 
 /**
  * (from, to) -> replaces each u64 of [from, to) by the 16-byte hash of (the u64 before it, itself),
- * with the chain's constant seed. Locals: 2 own hash of the block before, 3 low, 4 high.
+ * with the chain's constant seed. Locals: 2 hash of the entry before, 3 low, 4 high, 5.. scratch.
  */
 const chainFunction: WasmFunction = {
   params: [i32, i32],
   results: [],
-  locals: [i64, i64, i64],
+  locals: Array(7).fill(i64),
   body: [
     ...ifThen(isZero(lessInt(get(0), get(1))), [0x0f]),
     ...set(2, load64(subInt(get(0), int(8)))),
@@ -328,10 +321,7 @@ const chainFunction: WasmFunction = {
       set(4, xor(load64(get(0)), long(chainFlipHigh))),
       set(
         2,
-        call(
-          avalanche,
-          add(add(long(16n), call(swap, get(3))), add(get(4), call(fold, get(3), get(4)))),
-        ),
+        call(avalanche, add(add(long(16n), call(swap, get(3))), add(get(4), foldOf(3, 4, 5)))),
       ),
       store64(get(0), get(2)),
       set(0, addInt(get(0), int(8))),
@@ -373,7 +363,6 @@ const functions = [
   avalancheFunction,
   avalanche64Function,
   swapFunction,
-  mixFunction,
   shortFunction,
   midFunction,
   longFunction,

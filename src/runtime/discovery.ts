@@ -8,7 +8,7 @@
  *
  * Invariants: time passes for a lease only while the echo gate is open; an epoch that was replaced
  * or said goodbye never counts again; a gone instance is kept, unlisted, for its past epochs and
- * flaps until `memoryMs`; at most `instancesMax` records, the oldest gone one making room first.
+ * flaps until `memoryMs`; at most `instancesMax` leases, the oldest gone one making room first.
  * "Usable" is narrower than listed: ready in health and in its own words, and not inhibited.
  */
 import { isDeepStrictEqual } from "node:util";
@@ -100,7 +100,7 @@ interface Watch {
   readonly clock: Clock;
   readonly gate: EchoGate;
   readonly accept: (card: InstanceCard) => boolean;
-  readonly records: Map<string, Lease>;
+  readonly leases: Map<string, Lease>;
   readonly listeners: Set<(change: Change) => void>;
   readonly counts: { malformed: number; refused: number };
 }
@@ -117,7 +117,7 @@ export function watchInstances(options: {
     clock,
     gate,
     accept,
-    records: new Map(),
+    leases: new Map(),
     listeners: new Set(),
     counts: { malformed: 0, refused: 0 },
   };
@@ -186,16 +186,16 @@ function firstAnswer(clock: Clock): {
 
 function tableOf(watch: Watch, ready: Promise<void>, stop: () => void): LiveTable {
   const live = (inst: string): Lease | undefined => {
-    const record = watch.records.get(inst);
-    return record?.gone ? undefined : record;
+    const lease = watch.leases.get(inst);
+    return lease?.gone ? undefined : lease;
   };
-  const holdOf = (record: Lease): Hold | undefined => {
+  const holdOf = (lease: Lease): Hold | undefined => {
     const nowMs = watch.clock.nowMs();
-    return [record.inhibited, record.flapping].find((hold) => nowMs < hold.untilMs);
+    return [lease.inhibited, lease.flapping].find((hold) => nowMs < hold.untilMs);
   };
   return {
     *instances() {
-      for (const record of watch.records.values()) if (!record.gone) yield record;
+      for (const lease of watch.leases.values()) if (!lease.gone) yield lease;
     },
     get: live,
     onChange: (listener) => {
@@ -203,19 +203,19 @@ function tableOf(watch: Watch, ready: Promise<void>, stop: () => void): LiveTabl
       return () => watch.listeners.delete(listener);
     },
     inhibit: (inst, cause) => {
-      const record = live(inst);
+      const lease = live(inst);
       const { inhibitMs, inhibitMaxMs } = leaseTiming;
-      if (record) prolong(record.inhibited, watch.clock.nowMs(), inhibitMs, inhibitMaxMs);
-      if (record) record.inhibited.cause = cause;
+      if (lease) prolong(lease.inhibited, watch.clock.nowMs(), inhibitMs, inhibitMaxMs);
+      if (lease) lease.inhibited.cause = cause;
     },
     inhibition: (inst) => {
-      const record = live(inst);
-      return record && holdOf(record)?.cause;
+      const lease = live(inst);
+      return lease && holdOf(lease)?.cause;
     },
     isUsable: (inst) => {
-      const record = live(inst);
-      if (record?.health !== "ready" || record.card.state !== "ready") return false;
-      return holdOf(record) === undefined;
+      const lease = live(inst);
+      if (lease?.health !== "ready" || lease.card.state !== "ready") return false;
+      return holdOf(lease) === undefined;
     },
     ready: () => ready,
     counts: watch.counts,
@@ -225,32 +225,33 @@ function tableOf(watch: Watch, ready: Promise<void>, stop: () => void): LiveTabl
 
 /** One heartbeat that was accepted. */
 function hear(watch: Watch, { card, goodbye }: Heartbeat): void {
-  const record = watch.records.get(card.inst);
-  if (!record) {
+  const lease = watch.leases.get(card.inst);
+  if (!lease) {
     if (!goodbye) add(watch, card);
     return;
   }
-  if (record.pastEpochs.includes(card.epoch)) return;
+  if (lease.pastEpochs.includes(card.epoch)) return;
   const nowMs = watch.clock.nowMs();
-  const before = { card: record.card, health: record.health, gone: record.gone };
+  const before = { card: lease.card, health: lease.health, gone: lease.gone };
   const restarted = card.epoch !== before.card.epoch;
-  if (restarted) retireEpoch(record, before.card.epoch);
+  if (restarted) retireEpoch(lease, before.card.epoch);
   if (goodbye) {
-    retireEpoch(record, card.epoch);
-    if (!before.gone) fall(watch, record, "gone");
+    retireEpoch(lease, card.epoch);
+    if (!before.gone) fall(watch, lease, "gone");
     return;
   }
-  record.card = card;
-  record.lastSeenMs = nowMs;
-  record.leaseFromMs = nowMs;
-  record.gone = false;
+  lease.card = card;
+  lease.lastSeenMs = nowMs;
+  // A beat that was held back by the same freeze does not take away what the thaw granted.
+  lease.leaseFromMs = Math.max(lease.leaseFromMs, nowMs);
+  lease.gone = false;
   if (before.gone || restarted || before.health !== "ready") {
-    record.health = "ready";
-    record.sinceMs = nowMs;
+    lease.health = "ready";
+    lease.sinceMs = nowMs;
   }
   if (before.gone) tell(watch, "up", card);
   else if (restarted) {
-    countDown(record, nowMs);
+    countDown(lease, nowMs);
     tell(watch, "restarted", card);
   } else if (card.state === "draining" && before.card.state !== "draining") {
     tell(watch, "draining", card);
@@ -258,12 +259,12 @@ function hear(watch: Watch, { card, goodbye }: Heartbeat): void {
 }
 
 function add(watch: Watch, card: InstanceCard): void {
-  if (watch.records.size >= instancesMax && !forgetOneGone(watch)) {
+  if (watch.leases.size >= instancesMax && !forgetOneGone(watch)) {
     watch.counts.refused += 1;
     return;
   }
   const nowMs = watch.clock.nowMs();
-  watch.records.set(card.inst, {
+  watch.leases.set(card.inst, {
     card,
     health: "ready",
     sinceMs: nowMs,
@@ -278,19 +279,19 @@ function add(watch: Watch, card: InstanceCard): void {
   tell(watch, "up", card);
 }
 
-/** The record that is gone longest: records keep the order of their first beat, so look at all. */
+/** The lease that is gone longest: leases keep the order of their first beat, so look at all. */
 function forgetOneGone(watch: Watch): boolean {
   let oldest: Lease | undefined;
-  for (const record of watch.records.values()) {
-    if (record.gone && (!oldest || record.sinceMs < oldest.sinceMs)) oldest = record;
+  for (const lease of watch.leases.values()) {
+    if (lease.gone && (!oldest || lease.sinceMs < oldest.sinceMs)) oldest = lease;
   }
-  return oldest !== undefined && watch.records.delete(oldest.card.inst);
+  return oldest !== undefined && watch.leases.delete(oldest.card.inst);
 }
 
-function retireEpoch(record: Lease, epoch: string): void {
-  if (record.pastEpochs.includes(epoch)) return;
-  record.pastEpochs.push(epoch);
-  if (record.pastEpochs.length > pastEpochsMax) record.pastEpochs.shift();
+function retireEpoch(lease: Lease, epoch: string): void {
+  if (lease.pastEpochs.includes(epoch)) return;
+  lease.pastEpochs.push(epoch);
+  if (lease.pastEpochs.length > pastEpochsMax) lease.pastEpochs.shift();
 }
 
 /** By value, without what changes in every beat; a beat without digests says nothing of them. */
@@ -304,34 +305,34 @@ function differs(before: InstanceCard, after: InstanceCard): boolean {
 function sweep(watch: Watch): void {
   if (!watch.gate.open) return;
   const nowMs = watch.clock.nowMs();
-  for (const [inst, record] of watch.records) {
-    const silentMs = nowMs - record.leaseFromMs;
-    if (record.gone) {
-      if (nowMs - record.sinceMs > leaseTiming.memoryMs) watch.records.delete(inst);
-    } else if (silentMs > leaseTiming.goneMs) fall(watch, record, "gone");
-    else if (silentMs > leaseTiming.suspectMs && record.health === "ready") {
-      fall(watch, record, "suspect");
+  for (const [inst, lease] of watch.leases) {
+    const silentMs = nowMs - lease.leaseFromMs;
+    if (lease.gone) {
+      if (nowMs - lease.sinceMs > leaseTiming.memoryMs) watch.leases.delete(inst);
+    } else if (silentMs > leaseTiming.goneMs) fall(watch, lease, "gone");
+    else if (silentMs > leaseTiming.suspectMs && lease.health === "ready") {
+      fall(watch, lease, "suspect");
     }
   }
 }
 
-function fall(watch: Watch, record: Lease, to: "suspect" | "gone"): void {
+function fall(watch: Watch, lease: Lease, to: "suspect" | "gone"): void {
   const nowMs = watch.clock.nowMs();
   // A suspect that goes on to gone is one flap, not two.
-  if (record.health === "ready") countDown(record, nowMs);
-  record.health = "suspect";
-  record.gone = to === "gone";
-  record.sinceMs = nowMs;
-  tell(watch, to, record.card);
+  if (lease.health === "ready") countDown(lease, nowMs);
+  lease.health = "suspect";
+  lease.gone = to === "gone";
+  lease.sinceMs = nowMs;
+  tell(watch, to, lease.card);
 }
 
-function countDown(record: Lease, nowMs: number): void {
-  const { downsAtMs } = record;
+function countDown(lease: Lease, nowMs: number): void {
+  const { downsAtMs } = lease;
   downsAtMs.push(nowMs);
   while ((downsAtMs[0] ?? nowMs) < nowMs - leaseTiming.flapWindowMs) downsAtMs.shift();
   if (downsAtMs.length < flapsMax) return;
   downsAtMs.length = 0;
-  prolong(record.flapping, nowMs, leaseTiming.flapHoldMs, leaseTiming.flapHoldMaxMs);
+  prolong(lease.flapping, nowMs, leaseTiming.flapHoldMs, leaseTiming.flapHoldMaxMs);
 }
 
 /** Starts a hold; twice as long as the last one if that ended less than `maxMs` ago. */
@@ -346,8 +347,8 @@ function prolong(hold: Hold, nowMs: number, firstMs: number, maxMs: number): voi
 function extendLeases(watch: Watch, frozenMs: number): void {
   const { heartbeatMs } = leaseTiming;
   const mostMs = watch.clock.nowMs() + heartbeatMs;
-  for (const record of watch.records.values()) {
-    record.leaseFromMs = Math.min(record.leaseFromMs + frozenMs + heartbeatMs, mostMs);
+  for (const lease of watch.leases.values()) {
+    lease.leaseFromMs = Math.min(lease.leaseFromMs + frozenMs + heartbeatMs, mostMs);
   }
 }
 

@@ -1,9 +1,20 @@
 /** What every bus promises, as tests: the in-process bus and the real one both run them all. */
+import { readFileSync } from "node:fs";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import type { ErrorCode } from "../../src/base/errors.ts";
 import { TiergridError } from "../../src/base/errors.ts";
 import type { BusRole } from "../../src/protocol/subjects.ts";
 import type { Bus, BusMessage } from "../../src/runtime/bus.ts";
+
+const golden = JSON.parse(
+  readFileSync(new URL("../golden/subject-tokens.json", import.meta.url), "utf8"),
+) as {
+  readonly cases: readonly {
+    readonly input_utf16: string;
+    readonly passthrough?: boolean;
+    readonly recommended_token?: string;
+  }[];
+};
 
 export interface BusUnderTest {
   /** A connection of the same network; connected when it resolves. */
@@ -240,6 +251,18 @@ export function busConformance(start: () => Promise<BusUnderTest>): void {
     const reply = subject;
     if (subject !== "") {
       expect(codeOf(() => near.publish("tg.test.x", bytes(""), { reply }))).toBe("invalid_request");
+    }
+  });
+
+  it("refuses every golden name that stands in a subject without being encoded", () => {
+    for (const { input_utf16: hex, passthrough, recommended_token: token } of golden.cases) {
+      const units = (hex.match(/.{4}/g) ?? []).map((unit) => Number.parseInt(unit, 16));
+      const name = String.fromCharCode(...units);
+      const code = codeOf(() => near.publish(`tg.test.${name}`, bytes("")));
+      // Dots make more tokens and `=` is a legal character: such names stay inside the subject.
+      const harmless = passthrough === true || /^[A-Za-z0-9_=-]+(?:\.[A-Za-z0-9_=-]+)*$/.test(name);
+      if (!harmless) expect([name, code]).toEqual([name, "invalid_request"]);
+      if (token) expect(codeOf(() => near.publish(`tg.test.${token}`, bytes("")))).toBeUndefined();
     }
   });
 

@@ -195,6 +195,20 @@ it("judges nobody while its own way to the bus is frozen, and grants the time af
   expect(table.isUsable("2")).toBe(true);
 });
 
+it("grants at most one heartbeat beyond the thaw, however long the freeze was", () => {
+  const { network, changes, watcher, run } = rig();
+  run(5000);
+  network.faults.freeze(watcher);
+  // Held back, and ahead of the echo that thaws.
+  beat(watcher, cardOf("1"));
+  run(30_000);
+  network.faults.thaw(watcher);
+  run(leaseTiming.heartbeatMs + leaseTiming.suspectMs);
+  expect(changes).toEqual(["up 1"]);
+  run(leaseTiming.sweepMs * 2);
+  expect(changes).toEqual(["up 1", "suspect 1"]);
+});
+
 it("suspects nobody over a broker outage of a minute", () => {
   const { network, changes, start, run } = rig();
   start("1");

@@ -41,6 +41,8 @@ export interface KvIndexOptions {
 export const holdersMaxDefault = 4096;
 export const blocksMaxDefault: number = 1 << 26;
 const holderNamesMin = 64;
+/** Largest name table made on a worker's word alone; beyond, it grows with what is stored. */
+const expectedBlocksMax: number = 1 << 20;
 
 interface Holder {
   readonly slot: number;
@@ -111,7 +113,7 @@ export class KvIndex {
     if (this.#slotOf.size >= this.holdersMax) return -1;
     const slot = this.#freeSlots.pop() ?? this.#holders.length;
     const bit = this.#blocks.takeBit(slot);
-    const names = this.#newNames(Math.min(expectedBlocks, this.#blocksMax));
+    const names = this.#newNames(Math.min(expectedBlocks, expectedBlocksMax));
     this.#holders[slot] = { slot, workerKey, dpRank, bit, blocks: 0, xorLo: 0, xorHi: 0, names };
     this.#slotOf.set(key, slot);
     return slot;

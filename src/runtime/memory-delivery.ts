@@ -23,7 +23,7 @@ import type { FaultDice } from "./memory-faults.ts";
 import type { SubjectTable } from "./subject-table.ts";
 
 /** Messages kept for one frozen connection; later ones are lost, as behind a server's max_pending. */
-const heldMessagesMax = 100_000;
+export const heldMessagesMax = 100_000;
 /** Subjects whose last delayed batch a publisher remembers before it forgets delivered ones. */
 const rememberedSubjects = 4096;
 

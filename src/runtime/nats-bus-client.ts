@@ -10,8 +10,10 @@ import {
   type NatsConnection,
   headers as newHeaders,
 } from "nats";
+import type { Clock } from "../base/clock.ts";
 import { TiergridError } from "../base/errors.ts";
 import type { BusMessage, PublishOptions } from "./bus.ts";
+import { greets } from "./nats-greeting.ts";
 
 /** Credentials of a connection; at most one of the kinds. */
 export interface NatsCredentials {
@@ -29,6 +31,7 @@ export interface DialOptions {
   /** Such as `nats://host:4222`. */
   readonly server: string;
   readonly name: string;
+  readonly clock: Clock;
   readonly credentials?: NatsCredentials;
   readonly tls?: NonNullable<ConnectionOptions["tls"]>;
   /** The connection ended; called at most once, never after `destroy`. */
@@ -69,11 +72,15 @@ interface Internals {
 
 /** One attempt at one server. */
 export async function dialNats(options: DialOptions): Promise<NatsClient> {
+  const { server, clock, tls } = options;
+  if (!tls?.handshakeFirst && !(await greets(server, clock, dialTimeoutMs))) {
+    throw new TiergridError("disconnected", `${server} does not answer as a NATS server`);
+  }
   const connection = await connect({
-    servers: [options.server],
+    servers: [server],
     name: options.name,
     ...options.credentials,
-    ...(options.tls ? { tls: options.tls } : {}),
+    ...(tls ? { tls } : {}),
     reconnect: false,
     timeout: dialTimeoutMs,
     pingInterval: pingIntervalMs,

@@ -287,6 +287,7 @@ async function dial(session: Session): Promise<void> {
   life = await dialNats({
     server,
     name: options.name ?? `tiergrid-${options.role}`,
+    clock: options.clock,
     ...(options.credentials ? { credentials: options.credentials } : {}),
     ...(options.tls ? { tls: options.tls } : {}),
     onLost: (why) => lost(session, life, why),

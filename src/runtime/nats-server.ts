@@ -2,11 +2,12 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
-import { connect as connectSocket, createServer } from "node:net";
+import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Clock, sleep } from "../base/clock.ts";
 import { TiergridError } from "../base/errors.ts";
+import { greets } from "./nats-greeting.ts";
 
 export interface NatsServerOptions {
   readonly binary: string;
@@ -102,27 +103,12 @@ async function spawnServer(
   });
   const untilMs = clock.nowMs() + readyMs;
   while (failure === undefined && clock.nowMs() < untilMs) {
-    if (await greets(port, clock)) return child;
+    if (await greets(`127.0.0.1:${port}`, clock, greetingMs)) return child;
     await sleep(clock, 5);
   }
   child.kill("SIGKILL");
   const message = `${binary} did not start on port ${port}: ${failure ?? `not ready in ${readyMs} ms`}`;
   throw new TiergridError("not_ready", message);
-}
-
-/** True when a NATS server sends its INFO line on `port`. */
-async function greets(port: number, clock: Clock): Promise<boolean> {
-  const socket = connectSocket({ port, host: "127.0.0.1" });
-  const cancel = clock.after(greetingMs, () => socket.destroy(new Error("no greeting")));
-  try {
-    const [greeting] = (await once(socket, "data")) as [Buffer];
-    return greeting.toString("latin1").startsWith("INFO ");
-  } catch {
-    return false;
-  } finally {
-    cancel();
-    socket.destroy();
-  }
 }
 
 async function freePort(): Promise<number> {

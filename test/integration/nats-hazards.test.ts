@@ -2,7 +2,9 @@
  * Hazards of the plain client, each beside our bus: the first half of a test shows the symptom on
  * the client itself, so that the test tells when a release of it cures one.
  */
+import { once } from "node:events";
 import { readFileSync } from "node:fs";
+import { type AddressInfo, createServer, type Socket } from "node:net";
 import { connect, type NatsConnection } from "nats";
 import { afterEach, expect, it, vi } from "vitest";
 import { realClock } from "../../src/base/clock.ts";
@@ -225,4 +227,26 @@ it("N8: a request in flight at a disconnect waits out its timeout on the client,
   await one.kill("SIGKILL");
   await Promise.all([ours, theirs]);
   expect(ended).toEqual(["bus: disconnected", "client: TIMEOUT"]);
+});
+
+it("N11: a dial to a server that never speaks leaves the client's socket open, not the bus's", async () => {
+  const silent = createServer().listen(0, "127.0.0.1");
+  const open = new Set<Socket>();
+  silent.on("connection", (socket) => {
+    open.add(socket);
+    socket.on("error", () => {});
+    socket.on("close", () => open.delete(socket));
+  });
+  await once(silent, "listening");
+  const { port } = silent.address() as AddressInfo;
+  const servers = [`127.0.0.1:${port}`];
+  const clock = realClock;
+  const ours = connectNatsBus({ servers, role: "ob", clock, random: () => 0, failFast: true });
+  expect(await rejection(ours)).toBe("disconnected");
+  await until(() => open.size === 0);
+  await expect(connect({ servers, reconnect: false, timeout: 100 })).rejects.toThrow("TIMEOUT");
+  await pause(200);
+  expect(open.size).toBe(1);
+  for (const socket of open) socket.destroy();
+  silent.close();
 });

@@ -13,45 +13,12 @@
  *   - The prefill leg's single token never reaches the client, unless it is the whole answer.
  */
 import type { Clock } from "../base/clock.ts";
-import { TiergridError } from "../base/errors.ts";
+import { TiergridError, toTiergridError } from "../base/errors.ts";
 import type { Phase, PrefillResultBody, RequestBody } from "../protocol/requests.ts";
 import type { AcceptedFrame, EndFrame, EngineOutput } from "../protocol/stream-frames.ts";
-import type { ModelDirectory, Route, ServedModel } from "./served-model.ts";
-
-/** What the owner of a stream is told about one call. */
-export interface CallSink {
-  onAccepted(frame: AcceptedFrame): void;
-  onOutput(output: EngineOutput, first: number): void;
-  onEnd(end: EndFrame): void;
-  onError(error: TiergridError): void;
-}
-
-export interface CallRequest {
-  readonly route: Route;
-  readonly phase: Phase;
-  readonly body: RequestBody;
-  readonly tokens: Uint32Array;
-  readonly deadlineMs: number;
-  readonly firstTokenTimeoutMs: number;
-  readonly signal: AbortSignal;
-  readonly migration: {
-    readonly limit: number;
-    readonly maxSeqTokens?: number;
-    readonly allowed: boolean;
-  };
-  readonly sink: CallSink;
-}
-
-/** Opens streams; `runtime/stream-owner.ts` is the one that does. */
-export interface StreamCaller {
-  call(request: CallRequest): OpenCall;
-}
-
-export interface OpenCall {
-  readonly rid: string;
-  pause(): void;
-  resume(): void;
-}
+import type { CallRequest, OwnerCall, StreamSink } from "../runtime/owner-request.ts";
+import type { StreamOwner } from "../runtime/stream-owner.ts";
+import type { ModelDirectory, ServedModel } from "./served-model.ts";
 
 export interface AnswerSink {
   onAccepted(frame: AcceptedFrame, phase: Phase): void;
@@ -73,7 +40,7 @@ export interface DisaggSettings {
 }
 
 export interface AnswerTools {
-  readonly owner: StreamCaller;
+  readonly owner: Pick<StreamOwner, "call">;
   readonly models: Pick<ModelDirectory, "route">;
   readonly settings: DisaggSettings;
   readonly clock: Clock;
@@ -106,22 +73,30 @@ const decodeOverride = {
 /** Starts an answer; everything later goes to the sink. */
 export function startAnswer(request: AnswerRequest, tools: AnswerTools): RunningAnswer {
   let paused = false;
-  let current: OpenCall | undefined;
-  const open = (phase: Phase, body: RequestBody, sink: CallSink): void => {
+  let current: OwnerCall | undefined;
+  let legs = 0;
+  const open: OpenLeg = (phase, body, sink, priorDecisionIds = []) => {
+    const leg = ++legs;
     const { settings, clock } = tools;
-    const call = tools.owner.call({
-      route: tools.models.route(phase),
-      phase,
-      body,
-      tokens: request.tokens,
-      deadlineMs: Math.max(1, request.deadlineAtMs - clock.nowMs()),
-      firstTokenTimeoutMs: settings.firstTokenTimeoutMs,
-      signal: request.signal,
-      migration: migrationOf(body, phase, settings),
-      sink,
-    });
-    current = call;
-    if (paused) call.pause();
+    try {
+      const call = tools.owner.call({
+        route: tools.models.route(phase),
+        phase,
+        body,
+        tokens: request.tokens,
+        deadlineMs: Math.max(1, request.deadlineAtMs - clock.nowMs()),
+        firstTokenTimeoutMs: settings.firstTokenTimeoutMs,
+        signal: request.signal,
+        migration: migrationOf(body, phase, settings),
+        sink,
+        priorDecisionIds,
+      });
+      // A call may fail, and the next leg be open, before `call` returns.
+      if (leg === legs) current = call;
+      if (paused) call.pause();
+    } catch (error) {
+      sink.onError(toTiergridError(error));
+    }
   };
   if (request.model.mode === "agg") {
     open("aggregated", request.body, lastLeg(request.sink, "aggregated"));
@@ -140,7 +115,12 @@ export function startAnswer(request: AnswerRequest, tools: AnswerTools): Running
   };
 }
 
-type OpenLeg = (phase: Phase, body: RequestBody, sink: CallSink) => void;
+type OpenLeg = (
+  phase: Phase,
+  body: RequestBody,
+  sink: StreamSink,
+  priorDecisionIds?: readonly string[],
+) => void;
 
 function startDisaggregated(request: AnswerRequest, tools: AnswerTools, open: OpenLeg): void {
   const { sink } = request;
@@ -148,13 +128,13 @@ function startDisaggregated(request: AnswerRequest, tools: AnswerTools, open: Op
     tools.onFallback(why);
     open("decode", request.body, lastLeg(sink, "decode"));
   };
-  const decodeAfter = (prefill: PrefillResultBody): void => {
+  const decodeAfter = (prefill: PrefillResultBody, decisionIds: readonly string[]): void => {
     const body = {
       ...request.body,
       prefill_result: prefill,
       router_config_override: decodeOverride,
     };
-    open("decode", body, lastLeg(sink, "decode", prefill));
+    open("decode", body, lastLeg(sink, "decode", prefill), decisionIds);
   };
   const fail = (error: TiergridError): void => {
     // What cannot succeed elsewhere (a bad request, a passed deadline) cannot on a decode worker.
@@ -165,7 +145,7 @@ function startDisaggregated(request: AnswerRequest, tools: AnswerTools, open: Op
     if (request.signal.aborted) {
       sink.onError(new TiergridError("cancelled", "the caller left after the prefill"));
     } else if (outcome.type === "transferred") {
-      decodeAfter(outcome.result);
+      decodeAfter(outcome.result, outcome.decisionIds);
     } else if (outcome.type === "complete") {
       tools.onPrefillComplete();
       for (const output of outcome.outputs) sink.onOutput(output);
@@ -189,7 +169,11 @@ function startDisaggregated(request: AnswerRequest, tools: AnswerTools, open: Op
 }
 
 type PrefillOutcome =
-  | { readonly type: "transferred"; readonly result: PrefillResultBody }
+  | {
+      readonly type: "transferred";
+      readonly result: PrefillResultBody;
+      readonly decisionIds: readonly string[];
+    }
   /** The first token ended the answer. */
   | { readonly type: "complete"; readonly outputs: readonly EngineOutput[]; readonly end: EndFrame }
   | { readonly type: "empty" }
@@ -199,18 +183,25 @@ type PrefillOutcome =
 const prefillOutputsMax = 8;
 
 /** Reads a prefill leg to its end. */
-function prefillLeg(sink: AnswerSink, done: (outcome: PrefillOutcome) => void): CallSink {
+function prefillLeg(sink: AnswerSink, done: (outcome: PrefillOutcome) => void): StreamSink {
   const outputs: EngineOutput[] = [];
+  let decisionIds: readonly string[] = [];
   return {
-    onAccepted: (frame) => sink.onAccepted(frame, "prefill"),
+    onAccepted(frame) {
+      decisionIds = frame.decisions.map((decision) => decision.decision_id);
+      sink.onAccepted(frame, "prefill");
+    },
     onOutput(output) {
       if (outputs.length < prefillOutputsMax) outputs.push(output);
     },
     onEnd(end) {
       const found = outputs.find(({ disaggregatedParams }) => disaggregatedParams !== undefined);
       const stopped = end.finishReason === "stop" || end.finishReason === "eos";
-      if (found) done({ type: "transferred", result: prefillResult(found, end) });
-      else if (stopped && end.total > 0) done({ type: "complete", outputs, end });
+      if (found) {
+        done({ type: "transferred", result: prefillResult(found, end), decisionIds });
+        return;
+      }
+      if (stopped && end.total > 0) done({ type: "complete", outputs, end });
       else done({ type: "empty" });
     },
     onError: (error) => done({ type: "failed", error }),
@@ -231,7 +222,7 @@ function cachedTokensOf(end: EndFrame): number | undefined {
 }
 
 /** The leg the client hears. After a prefill leg, only that one knows what was cached. */
-function lastLeg(sink: AnswerSink, phase: Phase, prefill?: PrefillResultBody): CallSink {
+function lastLeg(sink: AnswerSink, phase: Phase, prefill?: PrefillResultBody): StreamSink {
   return {
     onAccepted: (frame) => sink.onAccepted(frame, phase),
     onOutput: (output) => sink.onOutput(output),

@@ -105,7 +105,7 @@ function nestedType(code: ErrorCode): string {
 function retryAfter(error: TiergridError, random: Random): number | undefined {
   const { errorType } = errorTable[error.code];
   if (errorType !== "overload" && errorType !== "unavailable") return undefined;
-  const given = error.details["retry_after_ms"];
+  const given = error.details["retryAfterMs"] ?? error.details["retry_after_ms"];
   const known = typeof given === "number" && given > 0 && Number.isFinite(given);
   const base = known ? Math.min(given, retryAfterMaxMs) : retryAfterDefaultMs;
   return Math.round(base * (1 + retryJitter * random()));

@@ -1,5 +1,6 @@
 /** What the frontend knows about models; discovery implements it, tests write it by hand. */
 import type { Phase } from "../protocol/requests.ts";
+import type { CallRequest } from "../runtime/owner-request.ts";
 
 export interface ServedModel {
   readonly name: string;
@@ -14,17 +15,9 @@ export interface ServedModel {
   readonly created: number;
 }
 
-/** One router instance to send a request to. */
-export interface RouteTarget {
-  readonly inst: string;
-  readonly subject: string;
-}
-
-/** The next router to try, skipping the instances in `avoid`; undefined when none is left. */
-export type Route = (avoid: readonly string[]) => RouteTarget | undefined;
-
 export interface ModelDirectory {
   find(name: string): ServedModel | undefined;
   list(): readonly ServedModel[];
-  route(phase: Phase): Route;
+  /** How to reach a router for a phase; the function skips instances that failed. */
+  route(phase: Phase): CallRequest["route"];
 }

@@ -1,0 +1,67 @@
+import { expect, it } from "vitest";
+import { realClock as clock } from "../../src/base/clock.ts";
+import { osRandom as random } from "../../src/base/random.ts";
+import { announce, newEpoch } from "../../src/runtime/announce.ts";
+import { watchInstances } from "../../src/runtime/discovery.ts";
+import { startEchoGate } from "../../src/runtime/echo-gate.ts";
+import type { InstanceCard } from "../../src/runtime/instance-card.ts";
+import { connectNatsBus } from "../../src/runtime/nats-bus.ts";
+import { until } from "../runtime/bus-conformance.ts";
+import { startNats } from "./nats-fixture.ts";
+
+const card = (inst: string): InstanceCard => ({
+  inst,
+  epoch: newEpoch(random),
+  kind: "w",
+  namespace: "pool-1",
+  component: "backend",
+  endpoint: "generate",
+  model: "m",
+  role: "aggregated",
+  workerId: inst,
+  dpStart: 0,
+  dpSize: 1,
+  blockSize: 16,
+  totalKvBlocks: 1000,
+  maxNumBatchedTokens: 8192,
+  contextLength: 32_768,
+  state: "ready",
+  protocolVersions: [1],
+  identityHashes: true,
+  kvEvents: true,
+});
+
+it("finds instances on a real server, keeps them over its restart and hears a goodbye", async () => {
+  const server = await startNats();
+  const servers = [server.url];
+  const near = await connectNatsBus({ servers, role: "lo", clock, random });
+  const far = await connectNatsBus({ servers, role: "wk", clock, random });
+  const gate = startEchoGate(near, clock);
+  const table = watchInstances({ bus: near, clock, gate });
+  const changes: string[] = [];
+  table.onChange((change) => void changes.push(`${change.type} ${change.card.inst}`));
+  // Nobody serves the question yet: the server's empty answer is not a heartbeat.
+  await near.flush();
+  const [one, two] = [card("1"), card("2")];
+  const first = announce({ bus: far, clock, random, card: () => one });
+  const second = announce({ bus: far, clock, random, card: () => two });
+  await table.ready();
+  await until(() => changes.length === 2 && gate.open);
+  const late = watchInstances({ bus: far, clock, gate: startEchoGate(far, clock) });
+  await until(() => [...late.instances()].length === 2);
+  await server.kill("SIGKILL");
+  await until(() => !gate.open);
+  await server.restart();
+  await until(() => gate.open);
+  first.goodbye();
+  await until(() => changes.length === 3);
+  expect(changes.toSorted()).toEqual(["gone 1", "up 1", "up 2"]);
+  expect(table.isUsable("2")).toBe(true);
+  expect(table.counts.malformed).toBe(0);
+  second.stop();
+  late.stop();
+  table.stop();
+  gate.stop();
+  await Promise.all([near.close(), far.close()]);
+  await server.stop();
+});

@@ -1,0 +1,145 @@
+/**
+ * What the global router serves to anybody on the bus, as `namespace.component.endpoint`:
+ *
+ *   prefill_generate, decode_generate | generate   a request in JSON or as a frame; by mode
+ *   pool_info                                      pools, their state, the config in force
+ *   explain     a request: what would happen to it, nothing is sent or booked
+ *               {"decision_id"}: what happened, for the last 10,000 decisions of this process
+ */
+import { TiergridError, toTiergridError } from "../base/errors.ts";
+import { decodeDispatch, encodeDispatch } from "../protocol/request-frame.ts";
+import type { Dispatch, Phase } from "../protocol/requests.ts";
+import { type EndpointPath, endpointQueue, endpointSubject } from "../protocol/subjects.ts";
+import type { Bus, BusMessage, Subscription } from "../runtime/bus.ts";
+import { type MicroService, serviceErrorHeaders } from "../runtime/micro-service.ts";
+import {
+  type DecisionContext,
+  type DecisionRing,
+  decidePool,
+  explainDecision,
+  firstPool,
+  reasonOf,
+} from "./pool-decision.ts";
+import type { GlobalMetrics } from "./router-metrics.ts";
+
+/** Component under which every local router serves, and how long its part of explain may take. */
+const localComponent = "router";
+export const localExplainTimeoutMs = 300;
+
+export interface ExplainContext extends DecisionContext {
+  readonly bus: Bus;
+  readonly ring: DecisionRing;
+  readonly metrics: GlobalMetrics;
+  readonly model: string;
+}
+
+/** Serves an endpoint of queries; what `answer` gives or throws goes back as JSON. */
+export function serveQuery(
+  context: Pick<ExplainContext, "bus" | "clock">,
+  service: MicroService,
+  path: EndpointPath,
+  answer: (message: BusMessage) => unknown,
+): Subscription {
+  const { bus, clock } = context;
+  const subject = endpointSubject(path);
+  const counters = service.addEndpoint({ name: path.endpoint, subject });
+  const serve = async (message: BusMessage): Promise<void> => {
+    const startedMs = clock.nowMs();
+    if (message.reply === undefined) return;
+    try {
+      bus.publish(message.reply, encodeJson(await answer(message)));
+      counters.count(clock.nowMs() - startedMs);
+    } catch (thrown) {
+      const error = toTiergridError(thrown);
+      const { code, message: text, details } = error;
+      const body = encodeJson({ error: { code, message: text, details } });
+      counters.count(clock.nowMs() - startedMs, error);
+      bus.publish(message.reply, body, { headers: serviceErrorHeaders(error) });
+    }
+  };
+  return bus.subscribe(subject, serve, endpointQueue);
+}
+
+/** The answer of `explain`; throws `not_found` for a decision that is not kept. */
+export async function explain(context: ExplainContext, message: BusMessage): Promise<object> {
+  const { metrics } = context;
+  const asked = decisionIdOf(message.payload);
+  try {
+    const answer =
+      asked === undefined
+        ? await explainRequest(context, decodeDispatch(message, context.random))
+        : explainKept(context, asked);
+    metrics.counter("tiergrid_explain_requests_total", { result: "ok" }).add(1);
+    return answer;
+  } catch (thrown) {
+    const { code } = toTiergridError(thrown);
+    metrics.counter("tiergrid_explain_requests_total", { result: code }).add(1);
+    throw thrown;
+  }
+}
+
+function explainKept({ ring, model }: ExplainContext, id: string): object {
+  const decision = ring.get(id);
+  if (decision) return { ...explainDecision(decision, model, false), local: null };
+  throw new TiergridError("not_found", `decision ${id.slice(0, 64)} is not kept here`);
+}
+
+/** The decision a live request would get, and the pool's own view of it. */
+async function explainRequest(context: ExplainContext, dispatch: Dispatch): Promise<object> {
+  const request = withPhase(dispatch, context.active().config.mode);
+  const decision = decidePool(request, context);
+  const step = firstPool(decision, context.health);
+  if (step.type === "attempt") {
+    decision.result = { pool: step.pool, reason: reasonOf(decision, step.via) };
+  }
+  const explained = explainDecision(decision, context.model, true);
+  const namespace = explained.result?.namespace;
+  if (step.type === "wait") {
+    const note = `no pool is ready: waits for pool ${step.pool}, then ${step.code}`;
+    return { ...explained, notes: [...explained.notes, note], local: null };
+  }
+  return { ...explained, ...(await askPool(context, request, namespace)) };
+}
+
+async function askPool(
+  { bus }: ExplainContext,
+  dispatch: Dispatch,
+  namespace: string | null | undefined,
+): Promise<{ local: unknown; local_error?: string }> {
+  if (!namespace) return { local: null };
+  const path = { namespace, component: localComponent, endpoint: "explain" };
+  try {
+    const options = { timeoutMs: localExplainTimeoutMs };
+    const reply = await bus.request(endpointSubject(path), encodeDispatch(dispatch), options);
+    return { local: JSON.parse(new TextDecoder().decode(reply.payload)) };
+  } catch (thrown) {
+    return { local: null, local_error: toTiergridError(thrown).code };
+  }
+}
+
+/** A plain request says no phase; of a disaggregated one, the phase that would come next. */
+function withPhase(dispatch: Dispatch, mode: "agg" | "disagg"): Dispatch {
+  const { envelope, body } = dispatch;
+  if (mode === "agg" || envelope.phase !== "aggregated") return dispatch;
+  const phase: Phase = body.prefill_result ? "decode" : "prefill";
+  return { ...dispatch, envelope: { ...envelope, phase } };
+}
+
+/** Small messages only: a request is not parsed twice. */
+function decisionIdOf(payload: Uint8Array): string | undefined {
+  if (payload.length > decisionQueryBytesMax || payload[0] !== 0x7b) return undefined;
+  try {
+    const query: unknown = JSON.parse(new TextDecoder().decode(payload));
+    const { decision_id: id } = query as { decision_id?: unknown };
+    return typeof id === "string" ? id : undefined;
+  } catch {
+    // Not JSON: the request decoder says what is wrong with it.
+    return undefined;
+  }
+}
+
+const decisionQueryBytesMax = 512;
+
+function encodeJson(value: unknown): Uint8Array {
+  return new TextEncoder().encode(JSON.stringify(value));
+}

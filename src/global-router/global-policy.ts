@@ -1,0 +1,333 @@
+/**
+ * The dispatcher's policy of the global router: a pool for the request by its grid, then another
+ * pool or another router of the same pool when an attempt does not get through.
+ *
+ *   admit ── decidePool ──▶ PoolDecision
+ *   plan  ── router that did not answer? ──▶ next router of the same pool
+ *         └─ firstPool / nextStep ──▶ send | wait for a pool | refuse with the last error
+ *
+ * `plan` books one attempt in flight on (pool, router); `attemptFailed` or `ended` frees it.
+ */
+import { type ErrorCode, TiergridError } from "../base/errors.ts";
+import {
+  type AttemptFailure,
+  type AttemptStep,
+  attemptFailureOf,
+  nextStep,
+} from "../core/pool-choice.ts";
+import { cellText } from "../core/sla-grid.ts";
+import type { RequestNotice } from "../protocol/notices.ts";
+import type { Dispatch, HopDecision } from "../protocol/requests.ts";
+import { controlSubject, generateSubject } from "../protocol/subjects.ts";
+import type { DispatchEntry, DispatchPolicy, EndCause, Plan } from "../runtime/dispatch-policy.ts";
+import type { Log } from "../runtime/log.ts";
+import { countEnd, type Outcome } from "./attainment.ts";
+import {
+  type AttemptRecord,
+  type DecisionContext,
+  type DecisionRing,
+  decidePool,
+  firstPool,
+  type PoolDecision,
+  poolStates,
+  reasonOf,
+} from "./pool-decision.ts";
+import type { LivePool } from "./pool-health.ts";
+import {
+  countMove,
+  countSelection,
+  countSurfaced,
+  fillsPool,
+  type GlobalMetrics,
+  moveCause,
+} from "./router-metrics.ts";
+
+export const poolWaitPollMs = 50;
+
+export interface PolicyContext extends DecisionContext {
+  readonly ring: DecisionRing;
+  readonly metrics: GlobalMetrics;
+  readonly log: Log;
+  readonly model: string;
+  readonly poolWaitMs: number;
+  /** Told of every end, for the counters of the endpoint that took the request. */
+  readonly onEnded: (decision: PoolDecision, durationMs: number, error?: TiergridError) => void;
+}
+
+/** An attempt that is out. */
+interface OpenAttempt {
+  readonly pool: LivePool;
+  readonly inst: string;
+  readonly step: PoolStep;
+  readonly record: AttemptRecord;
+}
+
+type PoolStep = AttemptStep & { readonly type: "attempt" };
+type Entry = DispatchEntry<GlobalRequest>;
+
+/** What the policy remembers of one request. */
+export interface GlobalRequest {
+  readonly decision: PoolDecision;
+  open: OpenAttempt | undefined;
+  /** How the last attempt failed. */
+  failed: FailedAttempt | undefined;
+  /** Routers that this request need not ask again. */
+  readonly failedRouters: string[];
+}
+
+interface FailedAttempt {
+  readonly step: PoolStep;
+  readonly failure: AttemptFailure;
+  readonly error: TiergridError;
+  /** True when another router of the same pool may be asked. */
+  readonly routerFault: boolean;
+}
+
+export function createGlobalPolicy(context: PolicyContext): DispatchPolicy<GlobalRequest> {
+  return {
+    admit: (dispatch) => admit(context, dispatch),
+    plan: (entry) => plan(context, entry),
+    attemptFailed: (entry, error) => attemptFailed(context, entry.state, error),
+    accepted: (entry) => accepted(context, entry.state),
+    noticed: (entry, notice) => noticed(context, entry, notice),
+    ended: (entry, cause) => ended(context, entry, cause),
+  };
+}
+
+function admit(context: PolicyContext, dispatch: Dispatch): GlobalRequest {
+  const startedMs = context.clock.nowMs();
+  const decision = decidePool(dispatch, context);
+  countSelection(context.metrics, decision, context.clock.nowMs() - startedMs);
+  context.ring.add(decision);
+  return { decision, open: undefined, failed: undefined, failedRouters: [] };
+}
+
+function plan(context: PolicyContext, entry: Entry): Plan {
+  const request = entry.state;
+  const { decision, failed } = request;
+  const again = failed?.routerFault ? otherRouter(context, request, failed.step) : undefined;
+  if (failed && again !== undefined) return send(context, entry, failed.step, again);
+  const step = failed
+    ? nextStep(
+        decision.plan,
+        failed.step.progress,
+        failed.failure,
+        poolStates(decision, context.health),
+      )
+    : firstPool(decision, context.health);
+  switch (step.type) {
+    case "attempt": {
+      const inst = routerOf(context, request, step);
+      if (inst === undefined) return refuse(unavailable(decision, "pool_unavailable"));
+      move(context, request, step);
+      return send(context, entry, step, inst);
+    }
+    case "wait":
+      return wait(context, entry, step.code);
+    case "surface":
+      countSurfaced(context.metrics, decision, step.failure);
+      return refuse(failed?.error ?? unavailable(decision, "pool_unavailable"));
+  }
+}
+
+function otherRouter(
+  { health }: PolicyContext,
+  { decision, failedRouters }: GlobalRequest,
+  step: PoolStep,
+): string | undefined {
+  const pool = decision.role.live[step.pool];
+  return pool && health.pickRouter(pool, failedRouters);
+}
+
+function routerOf(
+  context: PolicyContext,
+  request: GlobalRequest,
+  step: PoolStep,
+): string | undefined {
+  const pool = request.decision.role.live[step.pool];
+  return otherRouter(context, request, step) ?? (pool && context.health.pickInhibited(pool));
+}
+
+/** Books the attempt. */
+function send(context: PolicyContext, entry: Entry, step: PoolStep, inst: string): Plan {
+  const { decision } = entry.state;
+  const { clock, health, metrics, model } = context;
+  const pool = decision.role.live[step.pool];
+  if (!pool) return refuse(unavailable(decision, "pool_unavailable"));
+  const reason = reasonOf(decision, step.via);
+  const { pool: index, via } = step;
+  const record: AttemptRecord = {
+    pool: index,
+    via,
+    startedMs: clock.nowMs(),
+    outcome: null,
+    tookMs: null,
+  };
+  decision.attempts.push(record);
+  decision.result = { pool: index, reason };
+  health.began(pool, inst);
+  const subject = generateSubject("local", inst);
+  entry.state.open = { pool, inst, step, record };
+  const labels = { model, role: pool.role, pool: pool.namespace, reason };
+  metrics.counter("tiergrid_pool_selections_total", labels).add(1);
+  const control = controlSubject("local", inst);
+  return {
+    type: "send",
+    inst,
+    subject,
+    control,
+    body: entry.body,
+    decision: hopOf(decision, step),
+  };
+}
+
+function hopOf(decision: PoolDecision, { pool, via }: PoolStep): HopDecision {
+  const { role, selection, active } = decision;
+  const namespace = role.pools[pool]?.namespace;
+  return {
+    tier: "global",
+    decision_id: decision.id,
+    role: decision.phase,
+    ...(namespace !== undefined && { pool: namespace }),
+    cell: cellText(selection.cell),
+    reason: reasonOf(decision, via),
+    config_version: active.config.version,
+  };
+}
+
+/** Counts and logs that a request goes to another pool than it did, or should have. */
+function move({ metrics, log, health }: PolicyContext, request: GlobalRequest, step: PoolStep) {
+  if (step.via === "selected") return;
+  const { decision, failed } = request;
+  const { role, live } = decision.role;
+  const from = live[failed?.step.pool ?? decision.plan.selected];
+  const to = live[step.pool];
+  if (!from || !to) return;
+  const standing = health.stateOf(from) === "held" ? "held" : "unready";
+  const cause = failed ? moveCause(step.via, failed.failure, failed.error.code) : standing;
+  const fromPool = from.namespace;
+  const toPool = to.namespace;
+  countMove(metrics, { role, fromPool, toPool, via: step.via, cause });
+  const ids = { rid: decision.rid, decision_id: decision.id };
+  log.info("request goes to another pool", {
+    ...ids,
+    role,
+    from_pool: fromPool,
+    to_pool: toPool,
+    reason: step.via,
+    cause,
+  });
+}
+
+function wait({ clock, metrics, poolWaitMs }: PolicyContext, entry: Entry, code: ErrorCode): Plan {
+  const leftMs = entry.receivedMs + poolWaitMs - clock.nowMs();
+  if (leftMs > 0) return { type: "wait", waitMs: Math.min(poolWaitPollMs, leftMs) };
+  const { decision } = entry.state;
+  if (decision.role.spill.enabled) {
+    const pool = decision.role.pools[decision.plan.selected]?.namespace ?? "";
+    const labels = { role: decision.role.role, pool };
+    metrics.counter("tiergrid_spill_exhausted_total", labels).add(1);
+  }
+  return refuse(unavailable(decision, code));
+}
+
+function refuse(error: TiergridError): Plan {
+  return { type: "refuse", error };
+}
+
+function unavailable({ role, plan, pools }: PoolDecision, code: ErrorCode) {
+  const namespace = role.pools[plan.selected]?.namespace ?? "";
+  const state = pools[plan.selected]?.state ?? "unknown";
+  const message = `${role.role} pool ${namespace} cannot take the request (${state} at arrival)`;
+  return new TiergridError(code, message, { pool: namespace });
+}
+
+function attemptFailed(context: PolicyContext, request: GlobalRequest, error: TiergridError) {
+  const { open, failedRouters } = request;
+  if (!open) return;
+  const { health } = context;
+  const failure = attemptFailureOf(error.code, false);
+  const routerFault = routerFaults.has(error.code);
+  if (routerFault) {
+    failedRouters.push(open.inst);
+    health.inhibit(open.inst, error.code);
+    context.metrics.counter("tiergrid_inhibitions_total", { cause: error.code }).add(1);
+  }
+  if (failure !== "cancelled") open.pool.lastError = `${error.code}: ${error.message}`;
+  if (fillsPool(error.code)) health.hold(open.pool);
+  request.failed = { step: open.step, failure, error, routerFault };
+  release(context, request, error.code);
+}
+
+/** The router did not answer or is stopping; others of its pool see the same workers. */
+const routerFaults: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
+  "no_responders",
+  "accept_timeout",
+  "subscriber_shutdown",
+]);
+
+function accepted({ clock, metrics }: PolicyContext, { open }: GlobalRequest): void {
+  if (!open) return;
+  const { pool, record } = open;
+  record.outcome = "accepted";
+  record.tookMs = clock.nowMs() - record.startedMs;
+  pool.lastError = null;
+  const labels = { role: pool.role, pool: pool.namespace };
+  metrics.histogram("tiergrid_pool_accept_seconds", labels).observe(record.tookMs / 1000);
+}
+
+function noticed({ metrics }: PolicyContext, entry: Entry, notice: RequestNotice): void {
+  // `closed` is counted where it is scored, since it mostly comes after the end.
+  if (notice.type === "closed") return;
+  const labels = { kind: notice.type, state: "applied" };
+  metrics.counter("tiergrid_lifecycle_notices_total", labels).add(1);
+  // An owner that does not acknowledge is a plain client, which sends no `closed`.
+  if (notice.type === "finished" && !entry.envelope.stream.acks) {
+    const outcome = notice.outcome === "migrated" ? "lost" : notice.outcome;
+    countEnd(metrics, entry.state.decision, outcome);
+  }
+}
+
+function ended(context: PolicyContext, entry: Entry, cause: EndCause): void {
+  const { clock, metrics } = context;
+  const { decision, open, failed } = entry.state;
+  if (open) {
+    const by = cause === "lost" || cause === "deadline" ? "sweep" : cause;
+    metrics.counter("tiergrid_bookings_freed_total", { by }).add(1);
+    release(context, entry.state, open.record.outcome ?? "cancelled");
+  }
+  const outcome = endOutcomes[cause];
+  if (outcome) countEnd(metrics, decision, outcome);
+  const { role } = decision.role;
+  if (entry.attempts > 0) {
+    metrics.histogram("tiergrid_attempts_per_request", { role }).observe(entry.attempts);
+  }
+  if (cause === "refused") {
+    metrics.counter("dynamo_component_errors_total", { error_type: "generate" }).add(1);
+  }
+  const durationMs = clock.nowMs() - entry.receivedMs;
+  metrics.histogram("dynamo_component_request_duration_seconds").observe(durationMs / 1000);
+  context.onEnded(decision, durationMs, cause === "refused" ? failed?.error : undefined);
+}
+
+/** Ends that no notice will tell; of the others the owner measures the outcome. */
+const endOutcomes: Readonly<Partial<Record<EndCause, Outcome>>> = {
+  refused: "error",
+  cancelled: "cancelled",
+  lost: "lost",
+  worker_lost: "lost",
+  deadline: "lost",
+};
+
+function release(
+  { clock, health }: PolicyContext,
+  request: GlobalRequest,
+  outcome: NonNullable<AttemptRecord["outcome"]>,
+): void {
+  const { open } = request;
+  if (!open) return;
+  open.record.outcome = outcome;
+  open.record.tookMs ??= clock.nowMs() - open.record.startedMs;
+  health.ended(open.pool, open.inst);
+  request.open = undefined;
+}

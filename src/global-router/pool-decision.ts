@@ -1,0 +1,235 @@
+/**
+ * One decision of the global router: what it read from a request, which pool that gave, and what
+ * became of it. A live request and `explain` make it with the same code; it is the object that
+ * `explain` shows, and the ring keeps the last ones.
+ */
+import type { Clock } from "../base/clock.ts";
+import { type ErrorCode, TiergridError } from "../base/errors.ts";
+import { type Random, randomHex128 } from "../base/random.ts";
+import {
+  type AttemptStep,
+  type AttemptVia,
+  firstStep,
+  isRequestPriority,
+  type PoolPlan,
+  type PoolStateOf,
+} from "../core/pool-choice.ts";
+import { cellText, type PoolSelection, type Role, selectPool } from "../core/sla-grid.ts";
+import { resolveSlaTargets, type SlaDefaults } from "../core/sla-targets.ts";
+import type { Dispatch, Phase } from "../protocol/requests.ts";
+import type { ActiveConfig, ActiveRole, PoolHealth, PoolView } from "./pool-health.ts";
+
+export const decisionsKeptMax = 10_000;
+
+export type DecisionReason = "grid" | "override" | "spill" | "retry";
+
+export interface AttemptRecord {
+  readonly pool: number;
+  readonly via: AttemptVia;
+  readonly startedMs: number;
+  /** Null while the attempt is open. */
+  outcome: "accepted" | "cancelled" | ErrorCode | null;
+  tookMs: number | null;
+}
+
+export interface PoolDecision {
+  readonly id: string;
+  readonly rid: string;
+  readonly requestId: string | null;
+  readonly atWallMs: number;
+  readonly phase: Phase;
+  readonly active: ActiveConfig;
+  readonly role: ActiveRole;
+  readonly priority: number | null;
+  readonly selection: PoolSelection;
+  readonly plan: PoolPlan;
+  /** The role's pools as they stood when the request arrived. */
+  readonly pools: readonly PoolView[];
+  readonly attempts: AttemptRecord[];
+  /** The latest pool; undefined while none could be tried. */
+  result: { readonly pool: number; readonly reason: DecisionReason } | undefined;
+  /** True once its end was counted. */
+  counted: boolean;
+}
+
+export interface DecisionContext {
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly health: PoolHealth;
+  readonly defaults: SlaDefaults;
+  readonly active: () => ActiveConfig;
+}
+
+const roleOfPhase: Readonly<Record<Phase, Role>> = {
+  prefill: "prefill",
+  decode: "decode",
+  aggregated: "agg",
+};
+
+/**
+ * Reads a request and selects its pool; books nothing. Throws `invalid_request` for a phase that
+ * the mode does not have, targets that cannot be read (all at once) and a priority outside i32.
+ */
+export function decidePool(dispatch: Dispatch, context: DecisionContext): PoolDecision {
+  const { envelope, body, tokens } = dispatch;
+  const { clock, random, health, defaults } = context;
+  const active = context.active();
+  const role = active.roles.get(roleOfPhase[envelope.phase]);
+  if (!role) {
+    const message = `this router is in ${active.config.mode} mode, which has no ${envelope.phase}`;
+    throw new TiergridError("invalid_request", message, { field: "tiergrid.phase" });
+  }
+  const priority = body.routing?.priority ?? null;
+  if (priority !== null && !isRequestPriority(priority)) {
+    const message = `routing.priority must be an integer in i32, got ${String(priority)}`;
+    throw new TiergridError("invalid_request", message, { field: "routing.priority" });
+  }
+  const targets = resolveSlaTargets(body, defaults);
+  if (!targets.ok) {
+    const message = targets.faults.map((fault) => fault.message).join("; ");
+    throw new TiergridError("invalid_request", message, { faults: targets.faults });
+  }
+  const { ttft, itl } = targets;
+  const selection = selectPool(role.grid, { tokens: tokens.length, ttft, itl, priority });
+  const plan = role.plans[selection.pool];
+  if (!plan) throw new TiergridError("internal_error", `pool ${selection.pool} has no plan`);
+  return {
+    id: randomHex128(random),
+    rid: envelope.rid,
+    requestId: body.request_id ?? null,
+    atWallMs: clock.wallMs(),
+    phase: envelope.phase,
+    active,
+    role,
+    priority,
+    selection,
+    plan,
+    pools: viewsOf(role, health),
+    attempts: [],
+    result: undefined,
+    counted: false,
+  };
+}
+
+/** The first pool of a decision, or why it must wait. */
+export function firstPool(decision: PoolDecision, health: PoolHealth): AttemptStep {
+  const step = firstStep(decision.plan, poolStates(decision, health));
+  if (step.type !== "wait") return step;
+  // An inhibition steers requests elsewhere; where there is no elsewhere, a try beats a refusal.
+  const pool = decision.role.live[step.pool];
+  if (!pool || health.pickInhibited(pool) === undefined) return step;
+  const progress = { tried: [step.pool], hops: 0 };
+  return { type: "attempt", pool: step.pool, via: "selected", progress };
+}
+
+export function poolStates({ role }: PoolDecision, health: PoolHealth): PoolStateOf {
+  return (index) => {
+    const pool = role.live[index];
+    return pool ? health.stateOf(pool) : "unready";
+  };
+}
+
+export function reasonOf(decision: PoolDecision, via: AttemptVia): DecisionReason {
+  return via === "selected" ? decision.selection.reason : via;
+}
+
+export function viewsOf({ pools, live }: ActiveRole, health: PoolHealth): PoolView[] {
+  return live.map((pool, index) =>
+    health.view(pool, { index, priority: pools[index]?.priority ?? index }),
+  );
+}
+
+/** The last decisions by id; the oldest makes room. */
+export class DecisionRing {
+  readonly #byId = new Map<string, PoolDecision>();
+
+  add(decision: PoolDecision): void {
+    this.#byId.set(decision.id, decision);
+    if (this.#byId.size <= decisionsKeptMax) return;
+    for (const oldest of this.#byId.keys()) {
+      this.#byId.delete(oldest);
+      return;
+    }
+  }
+
+  get(id: string): PoolDecision | undefined {
+    return this.#byId.get(id);
+  }
+
+  get size(): number {
+    return this.#byId.size;
+  }
+}
+
+/** Schema `tiergrid.explain/1`, without the second tier; `dryRun` when nothing was sent. */
+export function explainDecision(decision: PoolDecision, model: string, dryRun: boolean) {
+  const { selection, plan, role, active, result } = decision;
+  const namespaceOf = (pool: number): string | null => role.pools[pool]?.namespace ?? null;
+  return {
+    schema: "tiergrid.explain/1",
+    decision_id: decision.id,
+    request_id: decision.requestId,
+    rid: decision.rid,
+    at: new Date(decision.atWallMs).toISOString(),
+    model,
+    mode: active.config.mode,
+    role: selection.role,
+    config_version: active.config.version,
+    dry_run: dryRun,
+    axes: selection.axes.map(axisJson),
+    grid: {
+      cell: cellText(selection.cell),
+      grid_pool: selection.gridPool,
+      namespace: namespaceOf(selection.gridPool),
+    },
+    override: overrideJson(decision),
+    pools: decision.pools.map((pool) => poolJson(pool)),
+    order: {
+      retry_order: [plan.selected, ...plan.retryPools],
+      spill_order: plan.spillPools,
+      hops_allowed: plan.hopsMax,
+      attempts: decision.attempts.map(({ pool, via, outcome, tookMs }) => ({
+        pool,
+        via,
+        outcome,
+        ms: tookMs,
+      })),
+    },
+    result: result && { ...result, namespace: namespaceOf(result.pool) },
+    notes: selection.axes.flatMap(({ axis, clamped }) =>
+      clamped === null ? [] : [`axis ${axis.name} clamped ${clamped}`],
+    ),
+  };
+}
+
+function axisJson({ axis, value, source, index, cellLow, cellHigh, clamped }: Reading) {
+  return {
+    name: axis.name,
+    value,
+    source,
+    min: axis.min,
+    max: axis.max,
+    resolution: axis.cells,
+    spacing: axis.spacing,
+    index,
+    cell_low: cellLow,
+    cell_high: cellHigh,
+    clamped,
+    distance_to_edges: { low: value - cellLow, high: cellHigh - value },
+  };
+}
+
+type Reading = PoolSelection["axes"][number];
+
+function overrideJson({ selection: { override }, priority }: PoolDecision) {
+  if (!override) return null;
+  const { rule, minPriority, maxPriority, targetPool } = override;
+  return { priority, rule, min: minPriority, max: maxPriority, target_pool: targetPool };
+}
+
+function poolJson({ index, namespace, priority, state, workers_ready, inflight }: PoolView) {
+  const eligible = state === "ready";
+  const whyNot = eligible ? null : state;
+  const place = { index, namespace, priority };
+  return { ...place, state, workers_ready, inflight, eligible, why_not: whyNot };
+}

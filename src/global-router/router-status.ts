@@ -1,0 +1,124 @@
+/** What a global router says of itself: readiness, `/health`, `pool_info`, its card. */
+import type { Bus } from "../runtime/bus.ts";
+import type { Health } from "../runtime/health-server.ts";
+import type { InstanceCard } from "../runtime/instance-card.ts";
+import { viewsOf } from "./pool-decision.ts";
+import { type ActiveConfig, type PoolHealth, workersOf } from "./pool-health.ts";
+
+/** The settings a status depends on. */
+export interface StatusSettings {
+  readonly bus: Bus;
+  readonly model: string;
+  readonly namespace: string;
+  readonly component: string;
+  readonly poolWaitMs: number;
+  readonly requireAllPools: boolean;
+}
+
+/** What changes while the router runs. */
+export interface RouterState {
+  active: ActiveConfig;
+  loadedWallMs: number;
+  warnings: number;
+  lastReload: { readonly result: string; readonly at: string } | null;
+  draining: boolean;
+}
+
+/** One running router, as far as its status goes. */
+export interface StatusSource {
+  readonly options: StatusSettings;
+  readonly inst: string;
+  readonly health: PoolHealth;
+  readonly state: RouterState;
+}
+
+/** How many pools of a role take requests. */
+function servingPools({
+  health,
+  state,
+}: StatusSource): { role: string; serving: number; all: number }[] {
+  return [...state.active.roles.values()].map(({ role, live }) => ({
+    role,
+    serving: live.filter((pool) => health.stateOf(pool) !== "unready").length,
+    all: live.length,
+  }));
+}
+
+export function isReady(source: StatusSource): boolean {
+  const { options, state } = source;
+  if (state.draining || options.bus.state !== "connected") return false;
+  return servingPools(source).every(({ serving, all }) =>
+    options.requireAllPools ? serving === all : serving > 0,
+  );
+}
+
+/**
+ * The card frontends find the model by. It is ready when the phase that answers has a pool: a
+ * missing prefill pool has a fallback, and a router that waits for pools wants the requests.
+ */
+export function cardOf(source: StatusSource, epoch: string): () => InstanceCard {
+  const { options, inst, state } = source;
+  const { model, namespace, component, poolWaitMs } = options;
+  return () => {
+    const agg = state.active.config.mode === "agg";
+    const answering = servingPools(source).find(({ role }) => role === "agg" || role === "decode");
+    const ready = poolWaitMs > 0 || (answering?.serving ?? 0) > 0;
+    const live = [...state.active.roles.values()].flatMap((role) => role.live);
+    const cards = live.flatMap((pool) => pool.routers.map((router) => router.card));
+    const contextLengths = cards.map(({ contextLength }) => contextLength).filter((n) => n > 0);
+    return {
+      inst,
+      epoch,
+      kind: "global",
+      namespace,
+      component,
+      endpoint: agg ? "generate" : "decode_generate",
+      model,
+      role: agg ? "aggregated" : "decode",
+      workerId: inst,
+      dpStart: 0,
+      dpSize: 1,
+      blockSize: cards.find(({ blockSize }) => blockSize > 0)?.blockSize ?? 0,
+      totalKvBlocks: 0,
+      maxNumBatchedTokens: 0,
+      contextLength: contextLengths.length > 0 ? Math.min(...contextLengths) : 0,
+      state: state.draining ? "draining" : ready ? "ready" : "starting",
+      protocolVersions: [1],
+      identityHashes: false,
+      kvEvents: false,
+      workersReady: live.reduce((sum, pool) => sum + workersOf(pool), 0),
+    };
+  };
+}
+
+export function healthOf(source: StatusSource): Health {
+  const { health, state } = source;
+  const roles = servingPools(source);
+  const endpoints = roles.map(({ role, serving }) => {
+    const endpoint = role === "agg" ? "generate" : `${role}_generate`;
+    return [endpoint, serving > 0 && !state.draining ? "ready" : "notready"];
+  });
+  const pools = [...state.active.roles.values()].flatMap((role) =>
+    viewsOf(role, health).map(({ index, namespace, state: condition }) => {
+      return { role: role.role, index, namespace, state: condition };
+    }),
+  );
+  return { ready: isReady(source), body: { endpoints: Object.fromEntries(endpoints), pools } };
+}
+
+export function poolInfo({ options, health, state }: StatusSource): object {
+  const { config, roles } = state.active;
+  const views = [...roles.values()].map((role) => [role.role, { pools: viewsOf(role, health) }]);
+  return {
+    model_name: options.model,
+    mode: config.mode,
+    enable_priority_retry: config.enablePriorityRetry,
+    config: {
+      version: config.version,
+      loaded_at: new Date(state.loadedWallMs).toISOString(),
+      warnings: state.warnings,
+      last_reload: state.lastReload,
+    },
+    roles: Object.fromEntries(views),
+  };
+}

@@ -25,7 +25,7 @@ import { CallPlaces, type Place } from "./call-places.ts";
 import { migratedBody, migratedTokens, tokensLeft } from "./migration.ts";
 import type { CallRequest, OwnerShared, Route } from "./owner-request.ts";
 import { fingerprintOf } from "./poison-guard.ts";
-import { StreamConsumer } from "./stream-consumer.ts";
+import { StreamConsumer, silenceTexts } from "./stream-consumer.ts";
 import { streamDefaults } from "./stream-defaults.ts";
 
 /** Failures that say a worker died with the request on it. */
@@ -46,7 +46,8 @@ export class Call {
   readonly #made: number[] = [];
   #settle: () => void = () => {};
   #routeInst: string | undefined;
-  #inFlight = new AbortController();
+  /** Set while a receipt is awaited. */
+  #inFlight: AbortController | undefined;
   #retries = 0;
   #migrations = 0;
   /** Time of the next dispatch while none is out. */
@@ -163,18 +164,21 @@ export class Call {
     }
     this.#routeInst = route.inst;
     this.#places.reset(route.control);
-    this.#inFlight = new AbortController();
+    const inFlight = new AbortController();
+    this.#inFlight = inFlight;
     consumer.dispatched(call, clock.nowMs());
     totals.dispatches += 1;
-    void this.#ask(route, call, this.#inFlight.signal);
+    void this.#ask(route, call, inFlight);
   }
 
   /** One dispatch and its receipt; the stream's frames may come before it, or without it. */
-  async #ask(route: Route, call: number, signal: AbortSignal): Promise<void> {
+  async #ask(route: Route, call: number, inFlight: AbortController): Promise<void> {
     const { bus, clock } = this.#shared;
     try {
       const timeoutMs = Math.max(1, this.#deadlineAtMs - clock.nowMs());
+      const { signal } = inFlight;
       const reply = await bus.request(route.subject, this.#payload(call), { timeoutMs, signal });
+      if (this.#inFlight === inFlight) this.#inFlight = undefined;
       if (this.#isCurrent(call)) this.#receipt(decodeReceipt(reply.payload));
     } catch (thrown) {
       const error = toTiergridError(thrown);
@@ -245,7 +249,7 @@ export class Call {
   #fail(error: TiergridError, retryable: boolean): void {
     if (this.#over) return;
     const place = this.#places.at(this.consumer.attempt);
-    this.#inFlight.abort();
+    this.#inFlight?.abort(givenUp);
     this.#cancelAttempts();
     this.#avoidInst(place?.inst ?? this.#routeInst);
     if (place && lostCodes.has(error.code) && this.#isPoison(place.inst)) {
@@ -319,8 +323,7 @@ export class Call {
     let lost: string | undefined;
     try {
       const { probeTimeoutMs } = streamDefaults;
-      const signal = this.#inFlight.signal;
-      const reply = await bus.request(control, ping, { timeoutMs: probeTimeoutMs, signal });
+      const reply = await bus.request(control, ping, { timeoutMs: probeTimeoutMs });
       if (!decodeControlReply(reply.payload).ok) lost = "the worker no longer knows the stream";
     } catch (thrown) {
       if (toTiergridError(thrown).code === "no_responders") lost = "the worker is gone";
@@ -364,7 +367,7 @@ export class Call {
   #finish(outcome: ClosedNotice["outcome"], tell: () => void): void {
     if (this.#over) return;
     this.#over = true;
-    this.#inFlight.abort();
+    this.#inFlight?.abort(givenUp);
     this.#request.signal?.removeEventListener("abort", this.cancel);
     this.#shared.forget(this.key);
     const place = this.#places.at(this.consumer.attempt);
@@ -390,8 +393,5 @@ export class Call {
   }
 }
 
-const silenceTexts = {
-  accept_timeout: "nobody said that it holds the request",
-  first_token_timeout: "no token came within the time for the first",
-  stream_idle: "the stream fell silent",
-} as const;
+/** One reason for every abort: a fresh one would carry a stack that nobody reads. */
+const givenUp = new TiergridError("cancelled", "the call was given up");

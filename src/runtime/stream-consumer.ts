@@ -20,7 +20,13 @@ import type { EndFrame, ErrorFrame, StreamFrame, TokensFrame } from "../protocol
 import { GapQuantile } from "./gap-quantile.ts";
 import { streamDefaults } from "./stream-defaults.ts";
 
-export type Silence = "accept_timeout" | "first_token_timeout" | "stream_idle";
+/** What each silence means; the keys are error codes. */
+export const silenceTexts = {
+  accept_timeout: "nobody said that it holds the request",
+  first_token_timeout: "no token came within the time for the first",
+  stream_idle: "the stream fell silent",
+} as const;
+export type Silence = keyof typeof silenceTexts;
 
 export interface ConsumerTotals {
   fenced: number;

@@ -1,0 +1,310 @@
+/**
+ * One process of the stream bench: `node stream-bench-process.ts <role> <url>`. Roles
+ *
+ *   relay-worker            answers a JSON request with one JSON message per token
+ *   relay-router <next>     opens a stream of its own and copies every message (the baseline)
+ *   worker                  ours: stream sender, bundles or JSON as the request asks
+ *   router <next>           ours: passes the request on, answers with the receipt, sees no token
+ *   client                  asks closed-loop and counts tokens
+ *
+ * The parent talks over IPC: `cpu` answers this process's CPU time, `go` (client) runs one window.
+ */
+import { realClock } from "../src/base/clock.ts";
+import { osRandom, randomHex128 } from "../src/base/random.ts";
+import { encodeReceipt } from "../src/protocol/receipts.ts";
+import {
+  decodeDispatch,
+  encodeDispatch,
+  encodeDispatchJson,
+} from "../src/protocol/request-frame.ts";
+import { attemptNumber, type Dispatch } from "../src/protocol/requests.ts";
+import { decodeControl, encodeControlReply } from "../src/protocol/stream-control.ts";
+import { decodeJsonFrame } from "../src/protocol/stream-json.ts";
+import { controlSubject, generateSubject } from "../src/protocol/subjects.ts";
+import type { Bus, BusMessage } from "../src/runtime/bus.ts";
+import { connectNatsBus } from "../src/runtime/nats-bus.ts";
+import { createStreamOwner } from "../src/runtime/stream-owner.ts";
+import { createStreamSender, type SenderStream } from "../src/runtime/stream-sender.ts";
+
+export type ClientMode = "relay" | "json" | "bundle" | "prompt-json" | "prompt-frame";
+
+export interface Go {
+  readonly type: "go";
+  readonly mode: ClientMode;
+  /** Instance asked: a router, or a worker for no hop. */
+  readonly inst: string;
+  readonly streams: number;
+  readonly warmupMs: number;
+  readonly windowMs: number;
+}
+
+export interface Counted {
+  readonly type: "counted";
+  readonly units: number;
+  readonly ms: number;
+}
+
+const outputTokens = 100;
+const encoder = new TextEncoder();
+const decoder = new TextDecoder();
+const subjectOf = (inst: string): string => generateSubject("w", inst);
+
+/** Calls `step` once per loop turn while it says that there is work. */
+function loop(step: () => boolean): () => void {
+  let running = false;
+  const turn = (): void => {
+    if (step()) setImmediate(turn);
+    else running = false;
+  };
+  return () => {
+    if (running) return;
+    running = true;
+    setImmediate(turn);
+  };
+}
+
+function relayWorker(bus: Bus, inst: string): void {
+  const running: { reply: string; made: number }[] = [];
+  const wake = loop(() => {
+    for (let index = running.length - 1; index >= 0; index--) {
+      const stream = running[index]!;
+      const frame = { type: "tokens", first: stream.made, token_ids: [1000 + stream.made] };
+      bus.publish(stream.reply, encoder.encode(JSON.stringify(frame)));
+      stream.made += 1;
+      if (stream.made < outputTokens) continue;
+      bus.publish(
+        stream.reply,
+        encoder.encode(JSON.stringify({ type: "end", total: stream.made })),
+      );
+      running.splice(index, 1);
+    }
+    return running.length > 0;
+  });
+  bus.subscribe(subjectOf(inst), ({ payload, reply }) => {
+    JSON.parse(decoder.decode(payload));
+    if (reply !== undefined) running.push({ reply, made: 0 });
+    wake();
+  });
+}
+
+function relayRouter(bus: Bus, inst: string, next: string): void {
+  const callers = new Map<string, string>();
+  let opened = 0;
+  bus.subscribe(`${bus.inboxPrefix}.r.*`, ({ subject, payload }) => {
+    const caller = callers.get(subject);
+    if (caller === undefined) return;
+    const frame = JSON.parse(decoder.decode(payload)) as { type: string };
+    bus.publish(caller, encoder.encode(JSON.stringify(frame)));
+    if (frame.type === "end") callers.delete(subject);
+  });
+  bus.subscribe(subjectOf(inst), ({ payload, reply }) => {
+    const request: unknown = JSON.parse(decoder.decode(payload));
+    const stream = `${bus.inboxPrefix}.r.${opened++}`;
+    if (reply !== undefined) callers.set(stream, reply);
+    const bytes = encoder.encode(JSON.stringify(request));
+    bus.publish(subjectOf(next), bytes, { reply: stream });
+  });
+}
+
+function worker(bus: Bus, inst: string): void {
+  const running = new Set<SenderStream>();
+  const sender = createStreamSender({
+    bus,
+    clock: realClock,
+    inst,
+    epoch: "1",
+    onCancel: (stream) => running.delete(stream),
+  });
+  const wake = loop(() => {
+    for (const stream of running) {
+      if (stream.blocked) continue;
+      stream.push({ tokenIds: [1000 + stream.made] });
+      if (stream.made < outputTokens) continue;
+      stream.end({ finishReason: "length" });
+      running.delete(stream);
+    }
+    sender.flush();
+    return running.size > 0;
+  });
+  bus.subscribe(subjectOf(inst), ({ payload, reply }) => {
+    const { envelope, body } = decodeDispatch({ payload, reply }, osRandom);
+    const place = { workerId: inst, dpRank: 0 };
+    const { attempt, decisions } = envelope;
+    const receipt = { attempt, inst, epoch: "1", control: controlSubject("w", inst), ...place };
+    if (reply !== undefined && reply !== envelope.stream.subject) {
+      bus.publish(reply, encodeReceipt({ type: "accepted", ...receipt, decisions }));
+    }
+    if (body.stop_conditions?.max_tokens === 0) return;
+    const stream = sender.open(envelope, place);
+    if (typeof stream === "string") return;
+    running.add(stream);
+    wake();
+  });
+  bus.subscribe(controlSubject("w", inst), ({ payload, reply }) => {
+    const answer = sender.onControl(decodeControl(payload));
+    if (reply !== undefined) bus.publish(reply, encodeControlReply(answer));
+    wake();
+  });
+}
+
+/** Forwards in the form that came: frames as frames, JSON as JSON. */
+function router(bus: Bus, inst: string, next: string): void {
+  const decision = { tier: "global", decision_id: "d", role: "aggregated" } as const;
+  bus.subscribe(subjectOf(inst), async (message: BusMessage) => {
+    const dispatch = decodeDispatch(message, osRandom);
+    const { envelope } = dispatch;
+    const decisions = [...envelope.decisions, decision];
+    const forwarded: Dispatch = { ...dispatch, envelope: { ...envelope, decisions } };
+    const isJson = message.payload[0] === 0x7b;
+    const bytes = isJson ? encodeDispatchJson(forwarded) : encodeDispatch(forwarded);
+    const receipt = await bus.request(subjectOf(next), bytes, { timeoutMs: 10_000 });
+    if (message.reply !== undefined) bus.publish(message.reply, receipt.payload);
+  });
+}
+
+interface Counter {
+  units: number;
+  stopped: boolean;
+}
+
+/** Our owner: the whole protocol with credit, acknowledgements and timers. */
+function bundleClient(bus: Bus): (go: Go, counter: Counter) => void {
+  const owner = createStreamOwner({ bus, clock: realClock, random: osRandom });
+  return (go, counter) => {
+    const ask = (): void => {
+      owner.call({
+        route: () => ({ inst: go.inst, subject: subjectOf(go.inst) }),
+        phase: "aggregated",
+        body: { model: "m", stop_conditions: { max_tokens: outputTokens } },
+        tokens: Uint32Array.from({ length: 16 }, (_, index) => index),
+        deadlineMs: 60_000,
+        firstTokenTimeoutMs: 30_000,
+        migration: { limit: 0, allowed: false },
+        sink: {
+          onAccepted: () => {},
+          onOutput: (output) => {
+            counter.units += output.tokenIds.length;
+          },
+          onEnd: () => {
+            if (!counter.stopped) ask();
+          },
+          onError: (error) => {
+            throw error;
+          },
+        },
+      });
+    };
+    for (let stream = 0; stream < go.streams; stream++) ask();
+  };
+}
+
+/** A plain client of one JSON message per token: the baseline's (`relay`) or our wire's (`json`). */
+function jsonClient(bus: Bus): (go: Go, counter: Counter) => void {
+  let asked = 0;
+  let current: { go: Go; counter: Counter } | undefined;
+  const ask = ({ go }: { go: Go }): void => {
+    const subject = `${bus.inboxPrefix}.j.${asked++}`;
+    const tokenIds = Array.from({ length: 16 }, (_, index) => index);
+    if (go.mode === "relay") {
+      const request = { token_ids: tokenIds, stop_conditions: { max_tokens: outputTokens } };
+      const bytes = encoder.encode(JSON.stringify(request));
+      bus.publish(subjectOf(go.inst), bytes, { reply: subject });
+      return;
+    }
+    const dispatch = dispatchTo(subject, Uint32Array.from(tokenIds), outputTokens);
+    const timeoutMs = 10_000;
+    void bus.request(subjectOf(go.inst), encodeDispatch(dispatch), { timeoutMs });
+  };
+  bus.subscribe(`${bus.inboxPrefix}.j.*`, ({ payload }) => {
+    if (!current) return;
+    const frame =
+      current.go.mode === "json"
+        ? decodeJsonFrame(payload)?.frame
+        : (JSON.parse(decoder.decode(payload)) as { type: string });
+    if (frame?.type === "tokens") current.counter.units += 1;
+    else if (frame?.type === "end" && !current.counter.stopped) ask(current);
+  });
+  return (go, counter) => {
+    current = { go, counter };
+    for (let stream = 0; stream < go.streams; stream++) ask(current);
+  };
+}
+
+function dispatchTo(subject: string, tokens: Uint32Array, maxTokens: number): Dispatch {
+  return {
+    envelope: {
+      rid: randomHex128(osRandom),
+      attempt: attemptNumber({ call: 1, global: 0, local: 0 }),
+      first: 0,
+      phase: "aggregated",
+      deadlineMs: 60_000,
+      stream: { subject, format: "json", key: 0, acks: false },
+      notify: [],
+      avoid: [],
+      decisions: [],
+    },
+    body: { model: "m", stop_conditions: { max_tokens: maxTokens } },
+    tokens,
+  };
+}
+
+/** Requests of 131,072 tokens that a worker accepts and drops; counts receipts. */
+function promptClient(bus: Bus): (go: Go, counter: Counter) => void {
+  const tokens = Uint32Array.from({ length: 131_072 }, (_, index) => (index * 7919) % 128_000);
+  return (go, counter) => {
+    const encode = go.mode === "prompt-json" ? encodeDispatchJson : encodeDispatch;
+    const ask = async (): Promise<void> => {
+      while (!counter.stopped) {
+        const bytes = encode(dispatchTo(`${bus.inboxPrefix}.none`, tokens, 0));
+        await bus.request(subjectOf(go.inst), bytes, { timeoutMs: 20_000 });
+        counter.units += 1;
+      }
+    };
+    for (let stream = 0; stream < go.streams; stream++) void ask();
+  };
+}
+
+function client(bus: Bus): void {
+  const [bundle, json, prompt] = [bundleClient(bus), jsonClient(bus), promptClient(bus)];
+  process.on("message", (go: Go) => {
+    if (go.type !== "go") return;
+    const counter: Counter = { units: 0, stopped: false };
+    if (go.mode === "bundle") bundle(go, counter);
+    else if (go.mode === "json" || go.mode === "relay") json(go, counter);
+    else prompt(go, counter);
+    setTimeout(() => {
+      process.send?.({ type: "warm" });
+      const [startMs, startUnits] = [realClock.nowMs(), counter.units];
+      setTimeout(() => {
+        const counted = { units: counter.units - startUnits, ms: realClock.nowMs() - startMs };
+        counter.stopped = true;
+        process.send?.({ type: "counted", ...counted } satisfies Counted);
+      }, go.windowMs);
+    }, go.warmupMs);
+  });
+}
+
+async function main(): Promise<void> {
+  const [role = "", url = "", inst = "", next = ""] = process.argv.slice(2);
+  const busRole = role === "client" ? "fe" : "wk";
+  const bus = await connectNatsBus({
+    servers: [url],
+    role: busRole,
+    clock: realClock,
+    random: osRandom,
+    failFast: true,
+  });
+  if (role === "relay-worker") relayWorker(bus, inst);
+  else if (role === "relay-router") relayRouter(bus, inst, next);
+  else if (role === "worker") worker(bus, inst);
+  else if (role === "router") router(bus, inst, next);
+  else client(bus);
+  await bus.flush();
+  process.on("message", (message: { type: string }) => {
+    if (message.type === "cpu") process.send?.({ type: "cpu", ...process.cpuUsage() });
+  });
+  process.on("disconnect", () => process.exit(0));
+  process.send?.({ type: "ready" });
+}
+
+await main();

@@ -1,0 +1,191 @@
+/**
+ * R1-R3, P1: streams and large prompts over a real nats-server, every part in a process of its own.
+ * R is the baseline: two routers that each open a stream and copy one JSON message per token.
+ */
+import { type ChildProcess, fork } from "node:child_process";
+import { readFile } from "node:fs/promises";
+import { fileURLToPath } from "node:url";
+import { realClock } from "../src/base/clock.ts";
+import { findNatsServer } from "../src/runtime/find-nats-server.ts";
+import { type NatsServer, startNatsServer } from "../src/runtime/nats-server.ts";
+import { type BenchRow, median } from "./bench-row.ts";
+import type { ClientMode, Counted, Go } from "./stream-bench-process.ts";
+
+const processPath = fileURLToPath(new URL("./stream-bench-process.ts", import.meta.url));
+const cacheDir = fileURLToPath(new URL("../.cache/nats-server", import.meta.url));
+/** Clock ticks per second of /proc/<pid>/stat. */
+const ticksPerSecond = 100;
+
+interface Measured {
+  readonly unitsPerSecond: number;
+  /** CPU per unit in µs: of all processes with the broker, and of one router. */
+  readonly cpuUs: number;
+  readonly routerCpuUs: number;
+}
+
+interface Fleet {
+  readonly server: NatsServer;
+  readonly children: ReadonlyMap<string, ChildProcess>;
+}
+
+const roles: readonly (readonly [name: string, role: string, next?: string])[] = [
+  ["relay-worker", "relay-worker"],
+  ["relay-b", "relay-router", "relay-worker"],
+  ["relay-a", "relay-router", "relay-b"],
+  ["worker", "worker"],
+  ["router-b", "router", "worker"],
+  ["router-a", "router", "router-b"],
+  ["client", "client"],
+];
+
+export async function run(options: { quick: boolean; seed: number }): Promise<BenchRow[]> {
+  const fleet = await startFleet();
+  try {
+    return await rows(fleet, options.quick);
+  } finally {
+    for (const child of fleet.children.values()) child.disconnect();
+    await fleet.server.stop();
+  }
+}
+
+async function rows(fleet: Fleet, quick: boolean): Promise<BenchRow[]> {
+  const rounds = quick ? 2 : 7;
+  const streams = 64;
+  const windowMs = quick ? 500 : 1_500;
+  const go = (mode: ClientMode, inst: string, count = streams): Omit<Go, "type"> => {
+    return { mode, inst, streams: count, warmupMs: 400, windowMs };
+  };
+  const relay = go("relay", "relay-a");
+  const bundle = go("bundle", "router-a");
+  const r1 = await compare(fleet, relay, go("json", "router-a"), rounds);
+  const r2 = await compare(fleet, relay, bundle, rounds);
+  const r3 = await compare(fleet, go("relay", "relay-worker"), go("bundle", "worker"), rounds);
+  const [json, frame] = [go("prompt-json", "router-a", 4), go("prompt-frame", "router-a", 4)];
+  const p1 = await compare(fleet, json, frame, rounds);
+  return [
+    rate("R1 direct JSON / relayed", "tok/s", r1, "≥ 2x"),
+    cpu("R1 CPU per router", "µs/tok", r1, "routerCpuUs", "≥ 10x"),
+    rate("R2 direct bundles / relayed", "tok/s", r2, "≥ 8x"),
+    cpu("R2 CPU, all", "µs/tok", r2, "cpuUs", "≥ 8x"),
+    cpu("R2 CPU per router", "µs/tok", r2, "routerCpuUs", "≥ 10x"),
+    rate("R3 bundles / JSON per token, no hop", "tok/s", r3, "≥ 4x"),
+    rate("P1 128k prompt, frame / JSON", "req/s", p1, "≥ 3x"),
+    cpu("P1 CPU per router", "µs/req", p1, "routerCpuUs", "≥ 6x"),
+  ];
+}
+
+interface Comparison {
+  readonly baseline: readonly Measured[];
+  readonly ours: readonly Measured[];
+}
+
+/** Alternates both sides; the first round warms up and is dropped. */
+async function compare(
+  fleet: Fleet,
+  baseline: Omit<Go, "type">,
+  ours: Omit<Go, "type">,
+  rounds: number,
+): Promise<Comparison> {
+  const found: { baseline: Measured[]; ours: Measured[] } = { baseline: [], ours: [] };
+  for (let round = 0; round <= rounds; round++) {
+    const [theirs, mine] = [await measure(fleet, baseline), await measure(fleet, ours)];
+    if (round === 0) continue;
+    found.baseline.push(theirs);
+    found.ours.push(mine);
+  }
+  return found;
+}
+
+async function measure(fleet: Fleet, go: Omit<Go, "type">): Promise<Measured> {
+  const client = childOf(fleet, "client");
+  client.send({ type: "go", ...go } satisfies Go);
+  await messageOf(client, "warm");
+  const before = await cpuTimes(fleet);
+  const counted = (await messageOf(client, "counted")) as Counted;
+  const after = await cpuTimes(fleet);
+  const spent = (names: readonly string[]): number =>
+    names.reduce((sum, name) => sum + (after.get(name) ?? 0) - (before.get(name) ?? 0), 0);
+  const routers = go.mode === "relay" ? ["relay-a", "relay-b"] : ["router-a", "router-b"];
+  // What is under way ends before the next measurement starts.
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  return {
+    unitsPerSecond: (1000 * counted.units) / counted.ms,
+    cpuUs: spent([...after.keys()]) / counted.units,
+    routerCpuUs: spent(routers) / 2 / counted.units,
+  };
+}
+
+/** CPU time in µs so far, by process; `server` is the broker. */
+async function cpuTimes(fleet: Fleet): Promise<Map<string, number>> {
+  const times = new Map<string, number>();
+  for (const [name, child] of fleet.children) {
+    child.send({ type: "cpu" });
+    const usage = (await messageOf(child, "cpu")) as unknown as NodeJS.CpuUsage;
+    times.set(name, usage.user + usage.system);
+  }
+  const stat = await readFile(`/proc/${fleet.server.pid}/stat`, "utf8");
+  const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+  const ticks = Number(fields[11]) + Number(fields[12]);
+  return times.set("server", (1e6 * ticks) / ticksPerSecond);
+}
+
+function rate(id: string, unit: string, found: Comparison, target: string): BenchRow {
+  const ratios = found.ours.map(
+    (mine, round) => mine.unitsPerSecond / (found.baseline[round]?.unitsPerSecond ?? Number.NaN),
+  );
+  const of = (side: readonly Measured[]): number => median(side.map((one) => one.unitsPerSecond));
+  return row({ id, unit, baseline: of(found.baseline), ours: of(found.ours), target }, ratios);
+}
+
+function cpu(
+  id: string,
+  unit: string,
+  found: Comparison,
+  column: "cpuUs" | "routerCpuUs",
+  target: string,
+): BenchRow {
+  const ratios = found.ours.map(
+    (mine, round) => (found.baseline[round]?.[column] ?? Number.NaN) / mine[column],
+  );
+  const of = (side: readonly Measured[]): number => median(side.map((one) => one[column]));
+  return row({ id, unit, baseline: of(found.baseline), ours: of(found.ours), target }, ratios);
+}
+
+function row(fields: Omit<BenchRow, "ratio">, ratios: readonly number[]): BenchRow {
+  return { ...fields, ratio: median(ratios) };
+}
+
+async function startFleet(): Promise<Fleet> {
+  const onProgress = (line: string): void => console.error(line);
+  const find = { cacheDir, env: process.env, onProgress, allowDownload: true, clock: realClock };
+  const binary = await findNatsServer(find);
+  if (binary === undefined) throw new Error("the stream bench needs a nats-server");
+  const server = await startNatsServer({ binary, clock: realClock });
+  const children = new Map<string, ChildProcess>();
+  for (const [name, role, next = ""] of roles) {
+    const args = [role, server.url, name, next];
+    const child = fork(processPath, args, { execArgv: ["--import", "tsx"] });
+    children.set(name, child);
+    await messageOf(child, "ready");
+  }
+  return { server, children };
+}
+
+function childOf(fleet: Fleet, name: string): ChildProcess {
+  const child = fleet.children.get(name);
+  if (!child) throw new Error(`no process ${name}`);
+  return child;
+}
+
+/** The next IPC message of that type; rejects when the process ends before. */
+function messageOf(child: ChildProcess, type: string): Promise<{ readonly type: string }> {
+  return new Promise((resolve, reject) => {
+    const onMessage = (message: { readonly type: string }): void => {
+      if (message.type !== type) return;
+      child.off("message", onMessage).off("exit", onExit);
+      resolve(message);
+    };
+    const onExit = (): void => reject(new Error(`a bench process ended before ${type}`));
+    child.on("message", onMessage).once("exit", onExit);
+  });
+}

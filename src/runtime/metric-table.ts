@@ -17,7 +17,8 @@ export interface MetricRow {
 
 export type MetricTable = Readonly<Record<string, MetricRow>>;
 
-interface Row<Type extends MetricType, Labels extends readonly string[]> extends MetricRow {
+/** A row with its own type and labels, which the series are checked against. */
+export interface Row<Type extends MetricType, Labels extends readonly string[]> extends MetricRow {
   readonly type: Type;
   readonly labels: Labels;
 }

@@ -1,0 +1,73 @@
+/**
+ * Follows a pool config file. The folder is watched, not the file: editors replace it and
+ * Kubernetes swaps a link beside it. Whether anything changed is for the config's version to say.
+ */
+import { type FSWatcher, watch } from "node:fs";
+import { dirname } from "node:path";
+import type { CancelTimer, Clock } from "../base/clock.ts";
+import { toTiergridError } from "../base/errors.ts";
+import { formatFault } from "../config/config-fault.ts";
+import { loadPoolConfigFile, type PoolConfigOptions } from "../config/load-pool-config.ts";
+import type { Log } from "../runtime/log.ts";
+import type { GlobalRouter } from "./global-router.ts";
+
+export const configSettleMs = 200;
+
+export interface ConfigWatchOptions {
+  readonly path: string;
+  readonly load: PoolConfigOptions;
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly router: Pick<GlobalRouter, "reload" | "reloadRejected">;
+}
+
+export interface ConfigWatch {
+  /** Reads the file and puts it in force if it is valid and new; never rejects. */
+  reloadNow(): Promise<void>;
+  stop(): void;
+}
+
+/** Watches from the start when `follow` is set; without it, only `reloadNow` reads. */
+export function watchPoolConfig(options: ConfigWatchOptions, follow: boolean): ConfigWatch {
+  const { path, clock, log } = options;
+  let cancelSettle: CancelTimer = () => {};
+  let reading: Promise<void> = Promise.resolve();
+  const reloadNow = (): Promise<void> => {
+    // One after the other, so that an older file never replaces a newer one.
+    reading = reading.then(() => reloadOnce(options));
+    return reading;
+  };
+  const changed = (): void => {
+    cancelSettle();
+    cancelSettle = clock.after(configSettleMs, () => void reloadNow());
+  };
+  let watcher: FSWatcher | undefined;
+  try {
+    if (follow) watcher = watch(dirname(path), { persistent: false }, changed);
+    watcher?.on("error", (cause) => log.warn("config is no longer watched", { error: `${cause}` }));
+  } catch (thrown) {
+    log.warn("config cannot be watched", { error: toTiergridError(thrown).message });
+  }
+  return {
+    reloadNow,
+    stop: () => {
+      cancelSettle();
+      watcher?.close();
+    },
+  };
+}
+
+async function reloadOnce({ path, load, log, router }: ConfigWatchOptions): Promise<void> {
+  try {
+    const result = await loadPoolConfigFile(path, load);
+    if (result.ok) {
+      router.reload(result.config, result.warnings.length);
+      for (const warning of result.warnings) log.warn(formatFault(warning));
+      return;
+    }
+    router.reloadRejected(result.faults.length);
+    for (const fault of result.faults) log.error(formatFault(fault));
+  } catch (thrown) {
+    log.error("pool config not applied", { error: toTiergridError(thrown).message });
+  }
+}

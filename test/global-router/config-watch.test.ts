@@ -1,0 +1,79 @@
+import { mkdtemp, rename, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { expect, it, vi } from "vitest";
+import { realClock } from "../../src/base/clock.ts";
+import { TiergridError } from "../../src/base/errors.ts";
+import type { PoolConfig } from "../../src/config/pool-config.ts";
+import { watchPoolConfig } from "../../src/global-router/config-watch.ts";
+import { silentLog } from "../../src/runtime/log.ts";
+import { aggConfig, disaggConfig } from "./rig.ts";
+
+interface Files {
+  readonly path: string;
+  write(text: string): Promise<void>;
+}
+
+async function inFolder(test: (files: Files) => Promise<void>): Promise<void> {
+  const folder = await mkdtemp(join(tmpdir(), "tiergrid-config-"));
+  const path = join(folder, "pools.json");
+  // As editors and config maps do it: another file takes the name.
+  const write = async (text: string): Promise<void> => {
+    await writeFile(`${path}.next`, text);
+    await rename(`${path}.next`, path);
+  };
+  try {
+    await test({ path, write });
+  } finally {
+    await rm(folder, { recursive: true });
+  }
+}
+
+function recorder() {
+  const applied: string[] = [];
+  const rejected: number[] = [];
+  const router = {
+    reload: ({ version, mode }: PoolConfig) => {
+      if (mode === "disagg") throw new TiergridError("config_invalid", "another mode");
+      applied.push(version);
+      return "applied" as const;
+    },
+    reloadRejected: (errors: number) => void rejected.push(errors),
+  };
+  return { applied, rejected, router };
+}
+
+const load = { ownNamespace: "dynamo" };
+const textOf = (config: PoolConfig): string => JSON.stringify(config.normal);
+
+it("puts a valid file in force, counts a broken or missing one, and never rejects", () =>
+  inFolder(async ({ path, write }) => {
+    const { applied, rejected, router } = recorder();
+    const options = { path, load, clock: realClock, log: silentLog, router };
+    const watch = watchPoolConfig(options, false);
+    await watch.reloadNow();
+    await write("{");
+    await watch.reloadNow();
+    expect(rejected).toEqual([1, 1]);
+    await write(textOf(aggConfig()));
+    await watch.reloadNow();
+    expect(applied).toEqual([aggConfig().version]);
+    await write(textOf(disaggConfig()));
+    await watch.reloadNow();
+    expect(applied).toHaveLength(1);
+    watch.stop();
+  }));
+
+it("notices that another file took the name, and stops noticing", () =>
+  inFolder(async ({ path, write }) => {
+    const { applied, router } = recorder();
+    const options = { path, load, clock: realClock, log: silentLog, router };
+    await write(textOf(aggConfig()));
+    const watch = watchPoolConfig(options, true);
+    const next = aggConfig({ enable_priority_retry: true });
+    await write(textOf(next));
+    await vi.waitFor(() => expect(applied).toContain(next.version), { timeout: 5000 });
+    watch.stop();
+    const missing = watchPoolConfig({ ...options, path: join(path, "none", "x.json") }, true);
+    missing.stop();
+  }));

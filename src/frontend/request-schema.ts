@@ -103,6 +103,8 @@ export interface RequestRules {
 
 /** Choices of one answer: prompts times `n`. */
 export const choicesMax = 64;
+/** The schema's own limit. */
+const nMax = 8;
 const faultsShownMax = 32;
 /** Handed from engine to engine; a caller's value must never reach one. */
 export const engineOnlyField = /^(?:kv_transfer_params|disaggregated_params|bootstrap_.*)$/;
@@ -266,7 +268,7 @@ function faultsBetweenFields(kind: ApiKind, body: Readonly<Record<string, unknow
   if (kind === "completions") {
     const prompts = promptCount(body["prompt"]);
     rule(
-      prompts * n > choicesMax,
+      n <= nMax && prompts * n > choicesMax,
       "/prompt",
       "maxItems",
       `times n gives ${prompts * n} choices, at most ${choicesMax}`,

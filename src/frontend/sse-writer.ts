@@ -7,8 +7,9 @@
  *
  * A socket write costs some 7 µs whatever its size, so only fewer writes help: events of one loop
  * turn go out together, each still its own event.
- *   - While the transport is full nothing is written and the source is paused.
- *   - At most `bufferCharsMax` gather; more, or 30 s without progress, cuts the client off.
+ *   - While the transport is full nothing is written and the source is paused. What the source's
+ *     credit still lets through gathers: some 50 kB of single tokens.
+ *   - At most `gatheredCharsMax` gather; more, or 30 s without progress, cuts the client off.
  *   - After `end`, a cut or the client's leaving nothing is written and no timer is left.
  */
 import type { CancelTimer, Clock } from "../base/clock.ts";
@@ -52,7 +53,8 @@ export const sseHeaders: Readonly<Record<string, string>> = {
   "x-accel-buffering": "no",
 };
 
-export const bufferCharsMax = 256 * 1024;
+/** The source's whole credit, 256 frames, at 16 kB each. */
+export const gatheredCharsMax = 4 * 1024 * 1024;
 export const writeStallMs = 30_000;
 export const keepAliveDefaultMs = 15_000;
 const keepAliveComment = ": keep-alive\n\n";
@@ -125,7 +127,7 @@ export function createSseWriter(transport: SseTransport, options: SseOptions): S
     send(events) {
       if (!open || ending) return;
       gathered += events;
-      if (gathered.length > bufferCharsMax) return lose("stalled");
+      if (gathered.length > gatheredCharsMax) return lose("stalled");
       if (!started) {
         started = true;
         flush();

@@ -118,7 +118,11 @@ export function startFleet(options: FleetOptions = {}): Fleet {
     list: () => (model.known ? [served()] : []),
     route: (phase) => (avoid) =>
       scripts.has(phase) && !avoid.includes(phase)
-        ? { inst: phase, subject: generateSubject("w", phase) }
+        ? {
+            inst: phase,
+            subject: generateSubject("w", phase),
+            control: controlSubject("w", phase),
+          }
         : undefined,
   };
   const frontend = createFrontend({

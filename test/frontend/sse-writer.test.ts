@@ -4,8 +4,8 @@ import { afterAll, expect, it } from "vitest";
 import { ManualClock, realClock } from "../../src/base/clock.ts";
 import { nodeTransport, pullTransport } from "../../src/frontend/sse-transports.ts";
 import {
-  bufferCharsMax,
   createSseWriter,
+  gatheredCharsMax,
   type SseLoss,
   type SseTransport,
   sseHeaders,
@@ -120,7 +120,7 @@ it("holds exactly its bound for a client that does not read", () => {
   const { writer, state, calls } = openRecorded();
   state.full = true;
   writer.send("a");
-  writer.send("x".repeat(bufferCharsMax));
+  writer.send("x".repeat(gatheredCharsMax));
   expect(calls).toEqual(["pause"]);
   writer.send("y");
   expect(calls).toEqual(["pause", "stalled"]);

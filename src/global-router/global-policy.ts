@@ -151,18 +151,13 @@ function routerOf(
 /** Books the attempt. */
 function send(context: PolicyContext, entry: Entry, step: PoolStep, inst: string): Plan {
   const { decision } = entry.state;
-  const { clock, health, metrics, model } = context;
+  const { clock, health, metrics, model, log } = context;
   const pool = decision.role.live[step.pool];
   if (!pool) return refuse(unavailable(decision, "pool_unavailable"));
   const reason = reasonOf(decision, step.via);
   const { pool: index, via } = step;
-  const record: AttemptRecord = {
-    pool: index,
-    via,
-    startedMs: clock.nowMs(),
-    outcome: null,
-    tookMs: null,
-  };
+  const startedMs = clock.nowMs();
+  const record: AttemptRecord = { pool: index, via, startedMs, outcome: null, tookMs: null };
   decision.attempts.push(record);
   decision.result = { pool: index, reason };
   health.began(pool, inst);
@@ -170,15 +165,10 @@ function send(context: PolicyContext, entry: Entry, step: PoolStep, inst: string
   entry.state.open = { pool, inst, step, record };
   const labels = { model, role: pool.role, pool: pool.namespace, reason };
   metrics.counter("tiergrid_pool_selections_total", labels).add(1);
+  const chosen = hopOf(decision, step);
+  if (log.isEnabled("debug")) log.debug("pool chosen", { rid: decision.rid, ...chosen });
   const control = controlSubject("local", inst);
-  return {
-    type: "send",
-    inst,
-    subject,
-    control,
-    body: entry.body,
-    decision: hopOf(decision, step),
-  };
+  return { type: "send", inst, subject, control, body: entry.body, decision: chosen };
 }
 
 function hopOf(decision: PoolDecision, { pool, via }: PoolStep): HopDecision {
@@ -223,15 +213,18 @@ function wait({ clock, metrics, poolWaitMs }: PolicyContext, entry: Entry, code:
   const leftMs = entry.receivedMs + poolWaitMs - clock.nowMs();
   if (leftMs > 0) return { type: "wait", waitMs: Math.min(poolWaitPollMs, leftMs) };
   const { decision } = entry.state;
+  const refusal = refuse(unavailable(decision, code));
+  const pool = decision.role.live[decision.plan.selected];
+  if (!pool) return refusal;
   if (decision.role.spill.enabled) {
-    const pool = decision.role.pools[decision.plan.selected]?.namespace ?? "";
-    const labels = { role: decision.role.role, pool };
+    const labels = { role: pool.role, pool: pool.namespace };
     metrics.counter("tiergrid_spill_exhausted_total", labels).add(1);
   }
-  return refuse(unavailable(decision, code));
+  const heldMs = pool.heldUntilMs - clock.nowMs();
+  return heldMs > 0 ? { ...refusal, retryAfterMs: Math.ceil(heldMs) } : refusal;
 }
 
-function refuse(error: TiergridError): Plan {
+function refuse(error: TiergridError): Plan & { readonly type: "refuse" } {
   return { type: "refuse", error };
 }
 
@@ -247,11 +240,14 @@ function attemptFailed(context: PolicyContext, request: GlobalRequest, error: Ti
   if (!open) return;
   const { health } = context;
   const failure = attemptFailureOf(error.code, false);
-  const routerFault = routerFaults.has(error.code);
+  // A router that had the request accepted did answer; then it reports what its workers did.
+  const routerFault = open.record.outcome !== "accepted" && routerFaults.has(error.code);
   if (routerFault) {
     failedRouters.push(open.inst);
     health.inhibit(open.inst, error.code);
     context.metrics.counter("tiergrid_inhibitions_total", { cause: error.code }).add(1);
+    const fields = { rid: request.decision.rid, pool: open.pool.namespace, router: open.inst };
+    context.log.warn("local router does not take requests", { ...fields, cause: error.code });
   }
   if (failure !== "cancelled") open.pool.lastError = `${error.code}: ${error.message}`;
   if (fillsPool(error.code)) health.hold(open.pool);

@@ -66,6 +66,11 @@ export class BundleWriter {
     return this.#next === headerBytes / 4;
   }
 
+  /** Size of the message so far. */
+  get bytes(): number {
+    return 4 * this.#next;
+  }
+
   /** Adds a frame; false when it must wait for the next message: `take` first, then add again. */
   add(key: number, frame: StreamFrame): boolean {
     const json = fieldsOf(frame);

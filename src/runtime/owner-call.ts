@@ -247,7 +247,8 @@ export class Call {
 
   /** The current call failed: tries another way, or ends the answer. */
   #fail(error: TiergridError, retryable: boolean): void {
-    if (this.#over) return;
+    // Between calls there is nothing that could fail again.
+    if (this.#over || this.#retryAtMs !== undefined) return;
     const place = this.#places.at(this.consumer.attempt);
     this.#inFlight?.abort(givenUp);
     this.#cancelAttempts();

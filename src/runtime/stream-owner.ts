@@ -25,7 +25,10 @@ export interface StreamOwnerOptions {
 }
 
 export interface StreamOwner {
-  /** Starts an answer; everything that can go wrong is told to its sink. */
+  /**
+   * Starts an answer; what goes wrong is told to its sink, perhaps before this returns. Throws
+   * `overloaded` at `streamsMax` open answers.
+   */
   call(request: CallRequest): OwnerCall;
   /** Answers that have not ended. */
   readonly open: number;

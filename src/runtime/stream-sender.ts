@@ -9,9 +9,9 @@
  * sent again when the owner asks.
  */
 import type { CancelTimer, Clock } from "../base/clock.ts";
-import { TiergridError } from "../base/errors.ts";
+import { TiergridError, toTiergridError } from "../base/errors.ts";
 import type { Envelope } from "../protocol/requests.ts";
-import { BundleWriter } from "../protocol/stream-bundle.ts";
+import { BundleWriter, bundleBytesMax } from "../protocol/stream-bundle.ts";
 import type {
   AcceptedFrame,
   ControlMessage,
@@ -28,7 +28,7 @@ import { alwaysOpen, type EchoGate, streamDefaults } from "./stream-defaults.ts"
 import { type StopCause, type StreamEnding, StreamProducer } from "./stream-producer.ts";
 
 /** Why the engine must stop working on a stream. */
-export type CancelCause = StopCause | "cancelled" | "replaced" | "closing";
+export type CancelCause = StopCause | "cancelled" | "replaced" | "oversized" | "closing";
 
 export interface StreamSenderOptions {
   readonly bus: Bus;
@@ -156,7 +156,7 @@ class Sender {
     this.#streams.set(envelope.rid, stream);
     stream.owner.streams += 1;
     this.totals.opened += 1;
-    this.#publish(stream.owner, [stream]);
+    this.#publish([stream]);
     this.#cancelSweep ??= this.#armSweep();
     return stream.handle;
   }
@@ -164,7 +164,7 @@ class Sender {
   flush(): void {
     this.#cancelStep?.();
     this.#cancelStep = undefined;
-    for (const owner of this.#dirty.splice(0)) this.#publish(owner, owner.dirty.splice(0));
+    for (const owner of this.#dirty.splice(0)) this.#publish(owner.dirty.splice(0));
   }
 
   onControl(message: ControlMessage): ControlReply {
@@ -307,33 +307,44 @@ class Sender {
     if (stream.owner.streams === 0) this.#owners.delete(stream.owner.subject);
   }
 
-  #publish(owner: Owner, streams: readonly Stream[]): void {
+  /** Sends what these streams of one owner have to send. */
+  #publish(streams: readonly Stream[]): void {
     const nowMs = this.#options.clock.nowMs();
     for (const stream of streams) {
       stream.dirty = false;
       const { producer, handle } = stream;
       for (let frame = producer.next(nowMs); frame; frame = producer.next(nowMs)) {
         if (handle.envelope.stream.format === "json") {
-          this.#send(owner, encodeJsonFrame(handle.envelope.rid, frame));
+          this.#send(stream, encodeJsonFrame(handle.envelope.rid, frame));
         } else this.#write(stream, frame);
       }
     }
-    if (!this.#writer.empty) this.#send(owner, this.#writer.take());
+    const last = streams.at(-1);
+    if (last && !this.#writer.empty) this.#send(last, this.#writer.take());
   }
 
   #write(stream: Stream, frame: StreamFrame): void {
     const { key } = stream.handle.envelope.stream;
-    if (this.#writer.add(key, frame)) return;
-    this.#send(stream.owner, this.#writer.take());
-    this.#writer.add(key, frame);
+    if (!this.#writer.add(key, frame)) {
+      this.#send(stream, this.#writer.take());
+      this.#writer.add(key, frame);
+    }
+    // A record of that size is alone in its message, so a refusal concerns this stream only.
+    if (this.#writer.bytes > bundleBytesMax) this.#send(stream, this.#writer.take());
   }
 
-  #send(owner: Owner, payload: Uint8Array): void {
+  /** Publishes to the owner of `stream`, whose frame is in the message. */
+  #send(stream: Stream, payload: Uint8Array): void {
     try {
-      this.#options.bus.publish(owner.subject, payload);
+      this.#options.bus.publish(stream.owner.subject, payload);
       this.totals.messages += 1;
-    } catch {
+    } catch (thrown) {
       this.totals.unsent += 1;
+      const error = toTiergridError(thrown);
+      if (error.code !== "payload_too_large") return;
+      // Sending it again could not help.
+      stream.producer.fail(error);
+      this.#settle(stream, "oversized");
     }
   }
 

@@ -1,11 +1,20 @@
 /** Owner and senders on the in-process bus: every answer ends once, exact, and leaves nothing. */
 import { expect, it } from "vitest";
+import { ManualClock } from "../../src/base/clock.ts";
 import { TiergridError } from "../../src/base/errors.ts";
-import { randomInt } from "../../src/base/random.ts";
+import { mulberry32, randomInt } from "../../src/base/random.ts";
 import { decodeNotice } from "../../src/protocol/notices.ts";
 import { encodeReceipt } from "../../src/protocol/receipts.ts";
 import { decodeDispatch, encodeDispatch } from "../../src/protocol/request-frame.ts";
+import { readBundle } from "../../src/protocol/stream-bundle.ts";
+import type { StreamFrame } from "../../src/protocol/stream-frames.ts";
 import { generateSubject, noticeSubject } from "../../src/protocol/subjects.ts";
+import { createMemoryNetwork } from "../../src/runtime/memory-bus.ts";
+import {
+  type CancelCause,
+  createStreamSender,
+  type SenderStream,
+} from "../../src/runtime/stream-sender.ts";
 import {
   type Answer,
   ask,
@@ -254,6 +263,45 @@ it("answers at once while the broker is down, and carries running answers over t
   await fleet.clock.runFor(4_000);
   expectWhole(running);
   expect(fleet.owner.totals.migrations).toBe(0);
+});
+
+it("fails a stream whose frame is larger than the bus takes, and only that", async () => {
+  const clock = new ManualClock();
+  const random = mulberry32(1);
+  const network = createMemoryNetwork({ clock, random, maxPayloadBytes: 100_000 });
+  const causes: CancelCause[] = [];
+  const sender = createStreamSender({
+    bus: network.connect({ role: "wk" }),
+    clock,
+    inst: "w",
+    epoch: "1",
+    onCancel: (_stream, cause) => causes.push(cause),
+  });
+  const frames: StreamFrame[] = [];
+  network.connect({ role: "fe" }).subscribe("_R.fe.me.s", ({ payload }) => {
+    readBundle(payload, (_key, frame) => frames.push(frame));
+  });
+  const open = (key: number): SenderStream => {
+    const stream = { subject: "_R.fe.me.s", format: "bundle", key, acks: true } as const;
+    const { envelope } = decodeDispatch(
+      { payload: new TextEncoder().encode('{"token_ids":[1]}'), reply: "_R.fe.me.s" },
+      random,
+    );
+    return sender.open({ ...envelope, stream }, { workerId: "1", dpRank: 0 }) as SenderStream;
+  };
+  const [small, large] = [open(1), open(2)];
+  small.push({ tokenIds: [1] });
+  large.push({ tokenIds: [2], text: "x".repeat(200_000) });
+  small.push({ tokenIds: [3] });
+  sender.flush();
+  large.push({ tokenIds: [4] });
+  sender.flush();
+  await clock.runFor(60);
+  expect(causes).toEqual(["oversized"]);
+  const seen = frames.filter(({ type }) => type !== "accepted");
+  expect(seen).toMatchObject([{ first: 0 }, { first: 1 }, { code: "payload_too_large" }]);
+  sender.close();
+  expect(causes).toEqual(["oversized", "closing"]);
 });
 
 it("ends the call, and only that, whose sink throws", async () => {

@@ -84,7 +84,7 @@ export class Call {
     else if (guard.watching(nowMs) && guard.refused(this.#fingerprint(), nowMs)) {
       const message = "workers died while they ran this request; it is refused for a minute";
       this.#finishError(new TiergridError("poison_request", message));
-    } else this.#dispatch(new TiergridError("no_endpoints", "no instance can take the request"));
+    } else this.#dispatch();
   }
 
   readonly cancel = (): void => {
@@ -124,7 +124,7 @@ export class Call {
       this.#abandon(new TiergridError("deadline_exceeded", message));
     } else if (this.#retryAtMs === undefined) this.#watch(nowMs);
     else if (nowMs >= this.#retryAtMs && this.#reachable()) {
-      this.#dispatch(new TiergridError("no_endpoints", "no instance can continue the answer"));
+      this.#dispatch();
     }
   }
 
@@ -149,8 +149,8 @@ export class Call {
     this.#resume(nowMs);
   }
 
-  /** Sends the next call; `error` ends the answer when nobody is left to ask. */
-  #dispatch(error: TiergridError): void {
+  /** Sends the next call; `failure` of the last one ends the answer when nobody is left to ask. */
+  #dispatch(failure?: TiergridError): void {
     const { clock, totals } = this.#shared;
     const { consumer } = this;
     this.#retryAtMs = undefined;
@@ -159,7 +159,8 @@ export class Call {
     const anybody = consumer.have > 0 ? this.#request.route([]) : undefined;
     const route = this.#request.route(this.#avoid) ?? anybody;
     if (!route || call > callsMax) {
-      this.#finishError(error);
+      const message = "no instance can take the request";
+      this.#finishError(failure ?? new TiergridError("no_endpoints", message));
       return;
     }
     this.#routeInst = route.inst;
@@ -240,7 +241,7 @@ export class Call {
     if (this.#over) return;
     const { attempt } = frame;
     if (this.control !== undefined) {
-      this.#shared.sendAcks(this.control, [{ rid: this.rid, attempt, next: frame.total + 1 }]);
+      this.#shared.ackEnd(this.control, { rid: this.rid, attempt, next: frame.total + 1 });
     }
     this.#finish("ok", () => this.#request.sink.onEnd(frame));
   }
@@ -355,6 +356,7 @@ export class Call {
   }
 
   #sendClosed(place: Place, outcome: ClosedNotice["outcome"]): void {
+    if (place.notify.length === 0) return;
     const { attempt, have } = this.consumer;
     const fields = { rid: this.rid, attempt, outcome, output_tokens: have };
     this.#places.sendClosed(place, this.#record.closed(fields));

@@ -81,7 +81,8 @@ export interface OwnerShared {
   send(subject: string, payload: Uint8Array): void;
   /** Acknowledges every stream of the worker at `control`. */
   ackNow(control: string): void;
-  sendAcks(control: string, acks: readonly StreamAck[]): void;
+  /** Acknowledges a whole answer, with others that end in the same message. */
+  ackEnd(control: string, ack: StreamAck): void;
   /** The call with this key is over. */
   forget(key: number): void;
 }

@@ -68,6 +68,8 @@ class Owner implements OwnerShared {
   };
   readonly #random: Random;
   readonly #calls = new Map<number, Call>();
+  /** By control subject; filled and sent within one message. */
+  readonly #endAcks = new Map<string, StreamAck[]>();
   readonly #detach: readonly (() => void)[];
   #nextKey: number;
   #cancelSweep: CancelTimer | undefined;
@@ -127,10 +129,16 @@ class Owner implements OwnerShared {
     for (const call of this.#calls.values()) {
       if (call.control === control) acks.push(ackOf(call, nowMs));
     }
-    this.sendAcks(control, acks);
+    this.#sendAcks(control, acks);
   }
 
-  sendAcks(control: string, acks: readonly StreamAck[]): void {
+  ackEnd(control: string, ack: StreamAck): void {
+    const acks = this.#endAcks.get(control);
+    if (acks) acks.push(ack);
+    else this.#endAcks.set(control, [ack]);
+  }
+
+  #sendAcks(control: string, acks: readonly StreamAck[]): void {
     for (let from = 0; from < acks.length; from += acksPerMessageMax) {
       const part = acks.slice(from, from + acksPerMessageMax);
       this.send(control, encodeControl({ type: "ack", acks: part }));
@@ -153,6 +161,8 @@ class Owner implements OwnerShared {
       // Whatever was lost with the message is asked for again.
       this.totals.malformed += 1;
     }
+    for (const [control, acks] of this.#endAcks) this.#sendAcks(control, acks);
+    this.#endAcks.clear();
   }
 
   readonly #take = (key: number, frame: StreamFrame): void => {

@@ -142,14 +142,15 @@ export function viewsOf({ pools, live }: ActiveRole, health: PoolHealth): PoolVi
 /** The last decisions by id; the oldest makes room. */
 export class DecisionRing {
   readonly #byId = new Map<string, PoolDecision>();
+  readonly #ids: string[] = [];
+  #next = 0;
 
   add(decision: PoolDecision): void {
+    const oldest = this.#ids[this.#next];
+    if (oldest !== undefined) this.#byId.delete(oldest);
+    this.#ids[this.#next] = decision.id;
+    this.#next = (this.#next + 1) % decisionsKeptMax;
     this.#byId.set(decision.id, decision);
-    if (this.#byId.size <= decisionsKeptMax) return;
-    for (const oldest of this.#byId.keys()) {
-      this.#byId.delete(oldest);
-      return;
-    }
   }
 
   get(id: string): PoolDecision | undefined {

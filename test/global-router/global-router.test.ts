@@ -240,6 +240,37 @@ it("spreads requests over the routers of a pool by attempts in flight", async ()
   expect([rig.last.seen.length, other.seen.length]).toEqual([5, 5]);
 });
 
+it("draws between routers that have equally much to do", async () => {
+  const rig = await aggRig();
+  const other = rig.startPool("slow");
+  await rig.clock.runFor(cardsMs);
+  for (let round = 0; round < 40; round++) {
+    const request = rig.request(slow);
+    await rig.ask(request);
+    await rig.finish(request);
+  }
+  expect(Math.min(rig.last.seen.length, other.seen.length)).toBeGreaterThan(8);
+});
+
+it("asks each router of a pool once per request, also when inhibitions end meanwhile", async () => {
+  const rig = await aggRig({}, { acceptTimeoutMs: 6000 });
+  const other = rig.startPool("slow");
+  await rig.clock.runFor(cardsMs);
+  for (const router of [rig.last, other]) router.answer = "silent";
+  expect(await rig.ask(rig.request(slow))).toMatchObject({ code: "accept_timeout" });
+  expect([rig.last.seen.length, other.seen.length]).toEqual([1, 1]);
+});
+
+it("does not blame a router for what its workers did after it had the request accepted", async () => {
+  const rig = await aggRig(retryOn);
+  await rig.ask(rig.request(slow));
+  const { rid, attempt } = rig.last.seen[0]!.envelope;
+  const failed = { rid, attempt, code: "accept_timeout", message: "", worker_lost: true } as const;
+  await rig.notify({ type: "failed", ...failed });
+  const { pools } = (rig.router.pools() as PoolInfo).roles["agg"]!;
+  expect(pools[2]!.state).toBe("ready");
+});
+
 it("still asks the only router of a pool after it was silent once", async () => {
   const rig = await aggRig();
   rig.last.answer = "silent";
@@ -547,7 +578,13 @@ it("puts another config in force for new requests while old ones end in theirs",
     agg_pool_dynamo_namespaces: ["middle", "fast"],
     agg_pool_selection_strategy: strategy,
   });
+  const shared = rig.request(target(100, 90));
+  await rig.ask(shared);
   expect(rig.router.reload(next)).toBe("applied");
+  const middle = () => (rig.router.pools() as PoolInfo).roles["agg"]!.pools[0];
+  expect(middle()).toMatchObject({ namespace: "middle", inflight: 1 });
+  await rig.finish(shared);
+  expect(middle()).toMatchObject({ inflight: 0, state: "ready" });
   expect(rig.router.reload(next)).toBe("unchanged");
   expect(poolOf(await rig.ask(rig.request(slow)))).toBe("middle");
   const text = await rig.metrics.text();

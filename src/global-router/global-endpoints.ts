@@ -60,32 +60,41 @@ export function serveQuery(
   return bus.subscribe(subject, serve, endpointQueue);
 }
 
-/** The answer of `explain`; throws `not_found` for a decision that is not kept. */
-export async function explain(context: ExplainContext, message: BusMessage): Promise<object> {
-  const { metrics } = context;
-  const asked = decisionIdOf(message.payload);
-  try {
-    const answer =
-      asked === undefined
-        ? await explainRequest(context, decodeDispatch(message, context.random))
-        : explainKept(context, asked);
-    metrics.counter("tiergrid_explain_requests_total", { result: "ok" }).add(1);
-    return answer;
-  } catch (thrown) {
-    const { code } = toTiergridError(thrown);
-    metrics.counter("tiergrid_explain_requests_total", { result: code }).add(1);
-    throw thrown;
-  }
+/** The answer of the `explain` endpoint. */
+export function explainMessage(context: ExplainContext, message: BusMessage): Promise<object> {
+  const id = decisionIdOf(message.payload);
+  return counted(context, async () =>
+    id === undefined
+      ? explainRequest(context, decodeDispatch(message, context.random))
+      : explainKept(context, id),
+  );
 }
 
-function explainKept({ ring, model }: ExplainContext, id: string): object {
+/** A live decision as it was and what came of it; throws `not_found` when it is not kept. */
+export function explainKept({ ring, model }: ExplainContext, id: string): object {
   const decision = ring.get(id);
   if (decision) return { ...explainDecision(decision, model, false), local: null };
   throw new TiergridError("not_found", `decision ${id.slice(0, 64)} is not kept here`);
 }
 
+/** Counts an explanation by how it ended. */
+export async function counted(
+  { metrics }: Pick<ExplainContext, "metrics">,
+  answer: () => Promise<object>,
+): Promise<object> {
+  let result = "ok";
+  try {
+    return await answer();
+  } catch (thrown) {
+    result = toTiergridError(thrown).code;
+    throw thrown;
+  } finally {
+    metrics.counter("tiergrid_explain_requests_total", { result }).add(1);
+  }
+}
+
 /** The decision a live request would get, and the pool's own view of it. */
-async function explainRequest(context: ExplainContext, dispatch: Dispatch): Promise<object> {
+export async function explainRequest(context: ExplainContext, dispatch: Dispatch): Promise<object> {
   const request = withPhase(dispatch, context.active().config.mode);
   const decision = decidePool(request, context);
   const step = firstPool(decision, context.health);

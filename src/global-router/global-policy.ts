@@ -249,7 +249,7 @@ function attemptFailed(context: PolicyContext, request: GlobalRequest, error: Ti
     const fields = { rid: request.decision.rid, pool: open.pool.namespace, router: open.inst };
     context.log.warn("local router does not take requests", { ...fields, cause: error.code });
   }
-  if (failure !== "cancelled") open.pool.lastError = `${error.code}: ${error.message}`;
+  if (failure !== "cancelled") health.failed(open.pool, error);
   if (fillsPool(error.code)) health.hold(open.pool);
   request.failed = { step: open.step, failure, error, routerFault };
   release(context, request, error.code);
@@ -262,12 +262,12 @@ const routerFaults: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   "subscriber_shutdown",
 ]);
 
-function accepted({ clock, metrics }: PolicyContext, { open }: GlobalRequest): void {
+function accepted({ clock, health, metrics }: PolicyContext, { open }: GlobalRequest): void {
   if (!open) return;
   const { pool, record } = open;
   record.outcome = "accepted";
   record.tookMs = clock.nowMs() - record.startedMs;
-  pool.lastError = null;
+  health.accepted(pool);
   const labels = { role: pool.role, pool: pool.namespace };
   metrics.histogram("tiergrid_pool_accept_seconds", labels).observe(record.tookMs / 1000);
 }

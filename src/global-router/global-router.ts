@@ -12,7 +12,8 @@ import { TiergridError } from "../base/errors.ts";
 import { type Random, randomId } from "../base/random.ts";
 import type { PoolConfig } from "../config/pool-config.ts";
 import type { SlaDefaults } from "../core/sla-targets.ts";
-import { decodeNotice } from "../protocol/notices.ts";
+import { type ClosedNotice, decodeNotice } from "../protocol/notices.ts";
+import type { Dispatch } from "../protocol/requests.ts";
 import { endpointQueue, endpointSubject, noticeSubject } from "../protocol/subjects.ts";
 import { announce, newEpoch } from "../runtime/announce.ts";
 import type { Bus, BusMessage, Subscription } from "../runtime/bus.ts";
@@ -24,7 +25,13 @@ import type { Health } from "../runtime/health-server.ts";
 import type { Log } from "../runtime/log.ts";
 import { type EndpointCounters, startMicroService } from "../runtime/micro-service.ts";
 import { countClosed } from "./attainment.ts";
-import { explain, serveQuery } from "./global-endpoints.ts";
+import {
+  counted,
+  explainKept,
+  explainMessage,
+  explainRequest,
+  serveQuery,
+} from "./global-endpoints.ts";
 import { createGlobalPolicy, type GlobalRequest } from "./global-policy.ts";
 import { DecisionRing, type PoolDecision } from "./pool-decision.ts";
 import { type ActiveConfig, PoolHealth, phaseOfRole } from "./pool-health.ts";
@@ -38,6 +45,7 @@ import {
   cardOf,
   healthOf,
   isReady,
+  type PoolInfo,
   poolInfo,
   type RouterState,
   type StatusSource,
@@ -75,9 +83,11 @@ export interface GlobalRouter {
   /** The body of `/health`. */
   health(): Health;
   /** The answer of `pool_info`. */
-  pools(): object;
-  /** The answer of `explain` to a message of that endpoint. */
-  explain(message: BusMessage): Promise<object>;
+  pools(): PoolInfo;
+  /** What would happen to a request; see `global-endpoints.ts`. */
+  explain(dispatch: Dispatch): Promise<object>;
+  /** What happened to one; rejects with `not_found` when the decision is not kept. */
+  explainKept(decisionId: string): Promise<object>;
   /**
    * Puts another config in force; requests under way keep theirs. Throws `config_invalid` for
    * another mode, which needs a restart.
@@ -137,6 +147,7 @@ export function startGlobalRouter(options: GlobalRouterOptions): GlobalRouter {
     health: () => healthOf(parts),
     pools: () => poolInfo(parts),
     explain: endpoints.explain,
+    explainKept: endpoints.explainKept,
     reload: (next, warnings = 0) => reload(parts, next, warnings),
     reloadRejected: (errors) => countReload(parts, "rejected", errors),
     drain: async (graceMs) => {
@@ -165,7 +176,8 @@ function firstState(
 
 interface Endpoints {
   readonly dispatcher: Dispatcher<GlobalRequest>;
-  readonly explain: (message: BusMessage) => Promise<object>;
+  readonly explain: GlobalRouter["explain"];
+  readonly explainKept: GlobalRouter["explainKept"];
   /** Leaves the public endpoints; requests of callers that know the instance still arrive. */
   withdraw(): void;
   close(): void;
@@ -198,15 +210,16 @@ function serveEndpoints(parts: Parts): Endpoints {
     const receive = (message: BusMessage): void => dispatcher.receive(message, phase);
     subscriptions.push(bus.subscribe(subject, receive, endpointQueue));
   }
-  const explainMessage = (message: BusMessage): Promise<object> => explain(context, message);
   const info = { namespace, component, endpoint: "pool_info" };
   const explained = { namespace, component, endpoint: "explain" };
   subscriptions.push(serveQuery(context, service, info, () => poolInfo(parts)));
-  subscriptions.push(serveQuery(context, service, explained, explainMessage));
+  subscriptions.push(
+    serveQuery(context, service, explained, (message) => explainMessage(context, message)),
+  );
   // `closed` mostly comes after `finished`, when the dispatcher has no entry for it any more.
   const notices = bus.subscribe(noticeSubject(inst), ({ payload }) => {
-    const notice = decodeNotice(payload);
-    if (notice.type !== "closed") return;
+    const notice = closedNotice(payload);
+    if (!notice) return;
     const state = countClosed(metrics, ring, notice);
     metrics.counter("tiergrid_lifecycle_notices_total", { kind: "closed", state }).add(1);
   });
@@ -215,7 +228,8 @@ function serveEndpoints(parts: Parts): Endpoints {
   };
   return {
     dispatcher,
-    explain: explainMessage,
+    explain: (dispatch) => counted(context, () => explainRequest(context, dispatch)),
+    explainKept: (id) => counted(context, async () => explainKept(context, id)),
     withdraw,
     close: () => {
       withdraw();
@@ -224,6 +238,16 @@ function serveEndpoints(parts: Parts): Endpoints {
       dispatcher.close();
     },
   };
+}
+
+function closedNotice(payload: Uint8Array): ClosedNotice | undefined {
+  try {
+    const notice = decodeNotice(payload);
+    return notice.type === "closed" ? notice : undefined;
+  } catch {
+    // The dispatcher hears the same subject and counts what cannot be read.
+    return undefined;
+  }
 }
 
 function reload(parts: Parts, next: PoolConfig, warnings: number): "applied" | "unchanged" {

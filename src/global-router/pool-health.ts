@@ -12,6 +12,7 @@
  * - A pool that a reload drops lives on in the requests that use it, until their last `ended`.
  */
 import { type CancelTimer, type Clock, every } from "../base/clock.ts";
+import type { TiergridError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
 import { type PoolConfig, type RolePools, rolePools } from "../config/pool-config.ts";
 import type { PoolState } from "../core/pool-choice.ts";
@@ -181,6 +182,14 @@ export class PoolHealth {
     const left = (pool.inFlightOf.get(inst) ?? 0) - 1;
     if (left > 0) pool.inFlightOf.set(inst, left);
     else pool.inFlightOf.delete(inst);
+  }
+
+  accepted(pool: LivePool): void {
+    pool.lastError = null;
+  }
+
+  failed(pool: LivePool, { code, message }: TiergridError): void {
+    pool.lastError = `${code}: ${message}`;
   }
 
   /** Passes the pool over for a while: it refused for lack of room. */

@@ -3,7 +3,7 @@ import type { Bus } from "../runtime/bus.ts";
 import type { Health } from "../runtime/health-server.ts";
 import type { InstanceCard } from "../runtime/instance-card.ts";
 import { viewsOf } from "./pool-decision.ts";
-import { type ActiveConfig, type PoolHealth, workersOf } from "./pool-health.ts";
+import { type ActiveConfig, type PoolHealth, type PoolView, workersOf } from "./pool-health.ts";
 
 /** The settings a status depends on. */
 export interface StatusSettings {
@@ -30,6 +30,20 @@ export interface StatusSource {
   readonly inst: string;
   readonly health: PoolHealth;
   readonly state: RouterState;
+}
+
+/** The answer of `pool_info`. */
+export interface PoolInfo {
+  readonly model_name: string;
+  readonly mode: "disagg" | "agg";
+  readonly enable_priority_retry: boolean;
+  readonly config: {
+    readonly version: string;
+    readonly loaded_at: string;
+    readonly warnings: number;
+    readonly last_reload: { readonly result: string; readonly at: string } | null;
+  };
+  readonly roles: Readonly<Record<string, { readonly pools: readonly PoolView[] }>>;
 }
 
 /** How many pools of a role take requests. */
@@ -106,7 +120,7 @@ export function healthOf(source: StatusSource): Health {
   return { ready: isReady(source), body: { endpoints: Object.fromEntries(endpoints), pools } };
 }
 
-export function poolInfo({ options, health, state }: StatusSource): object {
+export function poolInfo({ options, health, state }: StatusSource): PoolInfo {
   const { config, roles } = state.active;
   const views = [...roles.values()].map((role) => [role.role, { pools: viewsOf(role, health) }]);
   return {

@@ -1,8 +1,9 @@
 import fc from "fast-check";
 import { expect, it } from "vitest";
+import type { PoolInfo } from "../../src/global-router/router-status.ts";
 import { encodeDispatch, encodeDispatchJson } from "../../src/protocol/request-frame.ts";
 import type { Dispatch, Receipt } from "../../src/protocol/requests.ts";
-import { endpointSubject } from "../../src/protocol/subjects.ts";
+import { endpointSubject, noticeSubject } from "../../src/protocol/subjects.ts";
 import { watchInstances } from "../../src/runtime/discovery.ts";
 import { startEchoGate } from "../../src/runtime/echo-gate.ts";
 import {
@@ -267,7 +268,7 @@ it("does not blame a router for what its workers did after it had the request ac
   const { rid, attempt } = rig.last.seen[0]!.envelope;
   const failed = { rid, attempt, code: "accept_timeout", message: "", worker_lost: true } as const;
   await rig.notify({ type: "failed", ...failed });
-  const { pools } = (rig.router.pools() as PoolInfo).roles["agg"]!;
+  const { pools } = rig.router.pools().roles["agg"]!;
   expect(pools[2]!.state).toBe("ready");
 });
 
@@ -305,7 +306,7 @@ it("starts without pools, refuses until one is there, and waits where it may", a
 
 it("tells a pool's state from connecting to gone", async () => {
   const rig = startRig(aggConfig());
-  const state = () => (rig.router.pools() as PoolInfo).roles["agg"]!.pools[2]!.state;
+  const state = () => rig.router.pools().roles["agg"]!.pools[2]!.state;
   expect(state()).toBe("connecting");
   const pool = rig.startPool("slow", "aggregated", { workersReady: 0 });
   await rig.clock.runFor(cardsMs);
@@ -346,7 +347,7 @@ it("calls a pool that serves another model or role a mismatch, with both in the 
   rig.startPool("slow", "decode");
   rig.startPool("fast", "aggregated", { model: "other" });
   await rig.clock.runFor(cardsMs);
-  const pools = (rig.router.pools() as PoolInfo).roles["agg"]!.pools;
+  const pools = rig.router.pools().roles["agg"]!.pools;
   expect(pools.map(({ state }) => state)).toEqual(["mismatch", "connecting", "mismatch"]);
   expect(pools[2]!.last_error).toContain('serves decode of "mock-model", not aggregated');
   expect(pools[0]!.last_error).toContain('"other"');
@@ -368,10 +369,6 @@ it("keeps the roles of one namespace apart", async () => {
   await rig.ask(rig.request(target(0, 0), "decode"));
   expect([prefill.seen.length, decode.seen.length]).toEqual([1, 1]);
 });
-
-interface PoolInfo {
-  readonly roles: Readonly<Record<string, { pools: { state: string; last_error: string }[] }>>;
-}
 
 it("answers pool_info in its documented shape", async () => {
   const rig = await aggRig();
@@ -406,6 +403,30 @@ it("answers pool_info in its documented shape", async () => {
     namespace: "fast",
     state: "ready",
   });
+});
+
+it("describes itself to service tools and counts what it served", async () => {
+  const rig = await aggRig();
+  const request = rig.request(slow);
+  await rig.ask(request);
+  await rig.finish(request);
+  await rig.query("pool_info", new Uint8Array(0));
+  await rig.query("explain", new TextEncoder().encode("{"));
+  const asked = rig.client.request("$SRV.STATS.tiergrid-global", new Uint8Array(0), {
+    timeoutMs: 100,
+  });
+  await rig.clock.runFor(1);
+  const { endpoints } = JSON.parse(new TextDecoder().decode((await asked).payload));
+  const counts = endpoints.map((endpoint: Record<string, unknown>) => [
+    endpoint["subject"],
+    endpoint["num_requests"],
+    endpoint["num_errors"],
+  ]);
+  expect(counts).toEqual([
+    ["tg.ep.dynamo.global_router.generate", 1, 0],
+    ["tg.ep.dynamo.global_router.pool_info", 1, 0],
+    ["tg.ep.dynamo.global_router.explain", 1, 1],
+  ]);
 });
 
 it("announces itself as the way to its model", async () => {
@@ -507,6 +528,10 @@ it("adds the pool's own view to an explanation, and says when it has none", asyn
 
 it("answers not_found for a decision it does not keep, and what is wrong with a request", async () => {
   const rig = await aggRig();
+  await expect(rig.router.explainKept("x")).rejects.toMatchObject({ code: "not_found" });
+  const explained = rig.router.explain(rig.request({}));
+  await rig.clock.runFor(1);
+  expect(await explained).toMatchObject({ dry_run: true });
   const ask = (text: string) => rig.query("explain", new TextEncoder().encode(text));
   expect(await ask('{"decision_id":"x"}')).toMatchObject({ error: { code: "not_found" } });
   expect(await ask('{"token_ids":[]}')).toMatchObject({ error: { code: "invalid_request" } });
@@ -534,6 +559,9 @@ it("scores targets per cell from the owner's closed notice, once", async () => {
   const notices = (state: string) =>
     metric(rig, `tiergrid_lifecycle_notices_total{kind="closed",state="${state}"}`);
   expect([await notices("applied"), await notices("duplicate")]).toEqual([1, 1]);
+  rig.client.publish(noticeSubject(rig.router.inst), new Uint8Array([1, 2]));
+  await rig.clock.runFor(1);
+  expect(rig.bus.totals.handlerErrors).toBe(0);
 });
 
 it("returns every book and gauge to zero, however requests end", async () => {
@@ -581,7 +609,7 @@ it("puts another config in force for new requests while old ones end in theirs",
   const shared = rig.request(target(100, 90));
   await rig.ask(shared);
   expect(rig.router.reload(next)).toBe("applied");
-  const middle = () => (rig.router.pools() as PoolInfo).roles["agg"]!.pools[0];
+  const middle = () => rig.router.pools().roles["agg"]!.pools[0];
   expect(middle()).toMatchObject({ namespace: "middle", inflight: 1 });
   await rig.finish(shared);
   expect(middle()).toMatchObject({ inflight: 0, state: "ready" });

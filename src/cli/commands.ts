@@ -2,7 +2,6 @@
  * The commands of `tiergrid`: their flags are known at once, their bodies are loaded when they run.
  * Exit codes: 0 when done, 2 for a wrong command line or config, 1 for any other fault.
  */
-import { readFileSync } from "node:fs";
 import { toTiergridError } from "../base/errors.ts";
 import { helpText } from "../base/flag-help.ts";
 import {
@@ -21,6 +20,7 @@ import { explainCommand, gridLintCommand, gridShowCommand } from "./flags-grid.t
 import { localCommand } from "./flags-local.ts";
 import { checkPlanes } from "./flags-process.ts";
 import { workerMockCommand } from "./flags-worker.ts";
+import { packageVersion } from "./package-version.ts";
 
 /** Where a command's words, its environment and its output are. */
 export interface Terminal {
@@ -139,9 +139,4 @@ function overview(): string {
   const foot =
     "tiergrid <command> --help explains a command; tiergrid --version prints the version.";
   return `${head}\n\nCommands\n${rows.join("\n")}\n\n${foot}\n`;
-}
-
-function packageVersion(): string {
-  const text = readFileSync(new URL("../../package.json", import.meta.url), "utf8");
-  return (JSON.parse(text) as { version: string }).version;
 }

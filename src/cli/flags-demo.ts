@@ -18,14 +18,14 @@ const loadFlags = {
     group: "Load",
     help: "Sends only the first so many requests.",
   },
-  rate: {
-    flag: "rate",
+  speedup: {
+    flag: "speedup",
     type: "number",
     above: 0,
     max: 1000,
     default: 1,
     group: "Load",
-    help: "Divides the gaps between arrivals; 2 sends twice as fast.",
+    help: "Divides the gaps between arrivals and every duration of the engines alike.",
   },
   seed: {
     flag: "seed",
@@ -47,53 +47,66 @@ const fleetFlags = {
     group: "Fleet",
     help: "Pool config; without it the package's pool-configs/demo.json.",
   },
-  workers: {
-    flag: "workers",
+  prefillWorkers: {
+    flag: "prefill-workers",
+    type: "integer",
+    min: 1,
+    max: 32,
+    default: 4,
+    group: "Fleet",
+    help: "Workers of each prefill or aggregated pool.",
+  },
+  decodeWorkers: {
+    flag: "decode-workers",
     type: "integer",
     min: 1,
     max: 32,
     default: 2,
     group: "Fleet",
-    help: "Workers of each pool.",
+    help: "Workers of each decode pool.",
   },
-  engineSpeed: {
-    flag: "engine-speed",
-    type: "number",
-    above: 0,
-    default: 1,
+  cacheBlocks: {
+    flag: "cache-blocks",
+    type: "integer",
+    min: 2048,
+    max: 1_000_000,
+    default: 16_384,
     group: "Fleet",
-    help: "Divides every duration of the mock engines.",
+    help: "KV blocks of each worker, 64 tokens each.",
   },
-  workerPolicy: {
-    flag: "worker-policy",
+  routerPolicy: {
+    flag: "router-policy",
     type: "choice",
-    choices: ["cost", "random", "round-robin"],
-    default: "cost",
+    choices: ["blocks", "random", "round-robin"],
+    default: "blocks",
     group: "Fleet",
-    help: "How the local routers choose a worker.",
-  },
-  compare: {
-    flag: "compare",
-    type: "boolean",
-    default: false,
-    group: "Fleet",
-    help: "Runs the load again with round-robin and shows both.",
+    help: "How the local routers choose a worker; blocks: lowest cost of overlap and load.",
   },
   httpPort: {
     flag: "http-port",
     type: "integer",
     min: 0,
     max: 65_535,
-    default: 8000,
+    default: null,
     group: "Fleet",
-    help: "Port of the OpenAI API on this machine; 0 takes a free one.",
+    help: "Port of the OpenAI API on this machine; without it 8000, or any free one with --exit.",
   },
-  keep: {
-    flag: "keep",
+} as const satisfies FlagTable;
+
+const outputFlags = {
+  exit: {
+    flag: "exit",
     type: "boolean",
     default: false,
-    group: "Fleet",
-    help: "Keeps the fleet running after the load, until Ctrl-C.",
+    group: "Output",
+    help: "Ends after the load; without it the fleet stays up until Ctrl-C.",
+  },
+  json: {
+    flag: "json",
+    type: "boolean",
+    default: false,
+    group: "Output",
+    help: "The summary is one JSON object on stdout; everything else goes to stderr.",
   },
 } as const satisfies FlagTable;
 
@@ -132,22 +145,28 @@ const busFlags = {
   },
 } as const satisfies FlagTable;
 
-export const demoFlags = { ...loadFlags, ...fleetFlags, ...busFlags };
+export const demoFlags = { ...loadFlags, ...fleetFlags, ...outputFlags, ...busFlags };
 export type DemoOptions = OptionsOf<typeof demoFlags>;
 
 export const demoCommand: Command<typeof demoFlags> = {
   name: "tiergrid demo",
   summary:
     "Runs a whole two-tier fleet with mock engines on this machine: global router, local routers, " +
-    "workers, OpenAI API. Sends requests with several SLAs and shows where they went.",
+    "workers, OpenAI API. Replays a trace with several SLAs, checks every token, shows where requests went.",
   flags: demoFlags,
   examples: [
-    { does: "about half a minute, then a summary", line: "tiergrid demo" },
-    { does: "what KV-aware routing is worth here", line: "tiergrid demo --compare" },
+    { does: "about half a minute of load, then a fleet to talk to", line: "tiergrid demo" },
     {
-      does: "replay a recorded trace, engines and arrivals ten times as fast",
-      line: "tiergrid demo --trace conversation_trace.jsonl --requests 2000 --rate 10 --engine-speed 10",
+      does: "what KV-aware routing is worth here",
+      line: "tiergrid demo --exit --router-policy random",
     },
-    { does: "leave it running and talk to it with curl", line: "tiergrid demo --keep" },
+    {
+      does: "replay a recorded trace ten times as fast",
+      line: "tiergrid demo --trace conversation_trace.jsonl --requests 1000 --speedup 10 --exit",
+    },
+    {
+      does: "one JSON object for a script",
+      line: "tiergrid demo --exit --json 2> progress.log | tail -n 1",
+    },
   ],
 };

@@ -6,8 +6,6 @@ import { defaultMockTokenRange, mockToken } from "../protocol/mock-tokens.ts";
 import { parseMooncakeTrace, type TraceRequest, traceBlockTokens } from "./mooncake-trace.ts";
 
 export const traceBytesMax = 256 * 1024 * 1024;
-/** Recorded arrivals come in batches of this length; see `spreadArrivals`. */
-export const recordedBatchMs = 3000;
 /** Seed of the token rule for prompts; outputs take the request's own seed. */
 const promptSeed = 0;
 
@@ -29,6 +27,17 @@ export async function readTraceFile(path: string): Promise<TraceRequest[]> {
     const message = cause.message.replace(/^/gm, `${path}: `);
     throw new TiergridError(cause.code, message, cause.details);
   }
+}
+
+/**
+ * Time between the batches in which arrivals were recorded: the least gap between different ones
+ * when most arrivals are not alone, else 0.
+ */
+export function recordedBatchMs(requests: readonly TraceRequest[]): number {
+  const distinct = [...new Set(requests.map(({ arrivalMs }) => arrivalMs))].sort((a, b) => a - b);
+  if (distinct.length < 2 || requests.length < 2 * distinct.length) return 0;
+  const gaps = distinct.slice(1).map((arrivalMs, at) => arrivalMs - (distinct[at] ?? 0));
+  return Math.min(...gaps);
 }
 
 export interface ArrivalOptions {

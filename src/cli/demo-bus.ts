@@ -1,0 +1,83 @@
+/** Where the demo's fleet meets: a server that runs, a private one, or the in-process bus. */
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { type Clock, realClock } from "../base/clock.ts";
+import { TiergridError, toTiergridError } from "../base/errors.ts";
+import { mulberry32, osRandom, randomU32 } from "../base/random.ts";
+import type { BusRole } from "../protocol/subjects.ts";
+import type { Bus } from "../runtime/bus.ts";
+import { findNatsServer } from "../runtime/find-nats-server.ts";
+import { createMemoryNetwork } from "../runtime/memory-bus.ts";
+import { connectNatsBus } from "../runtime/nats-bus.ts";
+import { startNatsServer } from "../runtime/nats-server.ts";
+import type { DemoOptions } from "./flags-demo.ts";
+
+export interface DemoBus {
+  readonly kind: "nats" | "embedded";
+  /** One line for people. */
+  readonly description: string;
+  readonly connect: (role: BusRole, name: string) => Promise<Bus>;
+  close(): Promise<void>;
+}
+
+const cacheDir = join(fileURLToPath(new URL("../..", import.meta.url)), ".cache", "nats-server");
+
+/**
+ * `say` hears in one line each what is tried. Throws `config_invalid` or `disconnected` when the bus
+ * that was asked for cannot be had.
+ */
+export async function openDemoBus(
+  options: Pick<DemoOptions, "bus" | "nats" | "download">,
+  say: (line: string) => void,
+): Promise<DemoBus> {
+  const clock = realClock;
+  const { bus, nats, download } = options;
+  if (bus === "embedded") return embedded(clock, "in-process bus, as asked");
+  if (nats !== null) {
+    const probe = await connect(nats, "ob", "demo-probe");
+    await probe.close();
+    return onNats(nats, `nats-server at ${nats}`, async () => {});
+  }
+  try {
+    const env = process.env;
+    const binary = await findNatsServer({
+      ...{ cacheDir, env, clock },
+      onProgress: say,
+      allowDownload: download,
+    });
+    if (binary !== undefined) {
+      const server = await startNatsServer({ binary, clock });
+      return onNats(server.url, `private nats-server at ${server.url}`, () => server.stop());
+    }
+  } catch (thrown) {
+    if (bus === "nats") throw thrown;
+    say(`nats-server: ${toTiergridError(thrown).message}`);
+  }
+  if (bus === "nats") throw new TiergridError("config_invalid", "--bus nats: no nats-server found");
+  return embedded(clock, "in-process bus: no nats-server could be had");
+}
+
+function onNats(url: string, description: string, close: () => Promise<void>): DemoBus {
+  return {
+    kind: "nats",
+    description,
+    connect: (role, name) => connect(url, role, name),
+    close,
+  };
+}
+
+function connect(url: string, role: BusRole, name: string): Promise<Bus> {
+  const servers = url.split(",").map((server) => server.trim());
+  const options = { servers, role, name: `demo-${name}`, clock: realClock, random: osRandom };
+  return connectNatsBus({ ...options, failFast: true });
+}
+
+function embedded(clock: Clock, description: string): DemoBus {
+  const network = createMemoryNetwork({ clock, random: mulberry32(randomU32(osRandom)) });
+  return {
+    kind: "embedded",
+    description,
+    connect: (role) => Promise.resolve(network.connect({ role })),
+    close: () => Promise.resolve(),
+  };
+}

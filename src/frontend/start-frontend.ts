@@ -1,0 +1,71 @@
+/**
+ * A frontend on a bus: it finds the global routers of its model, owns the streams, and answers HTTP.
+ * Nothing listens before `http.listen`.
+ */
+import type { Clock } from "../base/clock.ts";
+import type { Random } from "../base/random.ts";
+import type { Bus } from "../runtime/bus.ts";
+import { watchInstances } from "../runtime/discovery.ts";
+import type { EchoGate } from "../runtime/echo-gate.ts";
+import type { Log } from "../runtime/log.ts";
+import { createStreamOwner, type StreamOwner } from "../runtime/stream-owner.ts";
+import type { FrontendSettings, HealthDetails } from "./frontend-parts.ts";
+import { createFrontend, type Frontend } from "./http-api.ts";
+import { createModelDirectory } from "./model-directory.ts";
+import type { FrontendMetrics } from "./request-record.ts";
+import type { ModelDirectory } from "./served-model.ts";
+import type { ModelTokenizer } from "./tokenizer.ts";
+
+export interface StartFrontendOptions {
+  readonly bus: Bus;
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly gate: EchoGate;
+  readonly log: Log;
+  readonly metrics: FrontendMetrics;
+  readonly model: string;
+  readonly settings?: Partial<FrontendSettings>;
+  /** Without it the mock model's. */
+  readonly tokenizer?: ModelTokenizer;
+  readonly healthDetails?: () => HealthDetails;
+}
+
+export interface RunningFrontend {
+  readonly http: Frontend;
+  readonly owner: StreamOwner;
+  readonly models: ModelDirectory;
+  /** True once a router can take requests of the model. */
+  ready(): boolean;
+  /** Ends the answers that are open, and every timer. */
+  close(): Promise<void>;
+}
+
+export function startFrontend(options: StartFrontendOptions): RunningFrontend {
+  const { bus, clock, random, gate, log, metrics, model, settings = {}, tokenizer } = options;
+  const table = watchInstances({ bus, clock, gate, accept: ({ kind }) => kind === "global" });
+  const owner = createStreamOwner({ bus, clock, random, gate });
+  const models = createModelDirectory({ table, model, clock, random });
+  const http = createFrontend({
+    owner,
+    models,
+    metrics,
+    clock,
+    random,
+    log,
+    settings,
+    busConnected: () => bus.state === "connected",
+    ...(tokenizer && { tokenizerOf: () => tokenizer }),
+    ...(options.healthDetails && { healthDetails: options.healthDetails }),
+  });
+  return {
+    http,
+    owner,
+    models,
+    ready: () => models.find(model)?.ready ?? false,
+    close: async () => {
+      owner.close();
+      table.stop();
+      await http.close();
+    },
+  };
+}

@@ -1,0 +1,179 @@
+/** One pool of a fleet: its local router and its workers with mock engines. */
+import type { Clock } from "../base/clock.ts";
+import { mulberry32, type Random, randomU32 } from "../base/random.ts";
+import type { KvRouterConfig } from "../config/kv-router-config.ts";
+import type { PoolConfig } from "../config/pool-config.ts";
+import type { WorkerPolicy } from "../core/decision.ts";
+import type { Role } from "../core/sla-grid.ts";
+import { phaseOfRole } from "../global-router/pool-health.ts";
+import { localRouterTable } from "../local-router/local-metrics.ts";
+import { type LocalRouter, startLocalRouter } from "../local-router/local-router.ts";
+import type { BlockHasher } from "../protocol/block-hashes.ts";
+import type { BusRole, EndpointPath } from "../protocol/subjects.ts";
+import type { Bus } from "../runtime/bus.ts";
+import { type EchoGate, startEchoGate } from "../runtime/echo-gate.ts";
+import type { CardRole } from "../runtime/instance-card.ts";
+import type { LogFactory } from "../runtime/log.ts";
+import { componentMetrics, workerMetrics } from "../runtime/metric-table.ts";
+import { createMetrics } from "../runtime/metrics.ts";
+import { MockDriver } from "../worker/mock-driver.ts";
+import type { MockEngineConfig } from "../worker/mock-engine-config.ts";
+import { startWorker, type Worker } from "../worker/worker.ts";
+
+export interface PoolOptions {
+  /** A new connection for each part; `name` says which. */
+  readonly connect: (role: BusRole, name: string) => Promise<Bus>;
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly logs: LogFactory;
+  readonly config: PoolConfig;
+  readonly kvRouter: KvRouterConfig;
+  readonly workerPolicy: WorkerPolicy;
+  /** Engines of a pool, one worker each; their role must be the pool's. */
+  readonly enginesOf: (role: CardRole, namespace: string) => readonly MockEngineConfig[];
+  readonly model: string;
+  readonly acceptTimeoutMs: number;
+  /** Semantic version of this build. */
+  readonly version: string;
+}
+
+export interface FleetWorker {
+  readonly namespace: string;
+  readonly worker: Worker;
+  readonly engine: MockDriver;
+  /** Disappears without a word, as a crash would. */
+  kill(): Promise<void>;
+  close(): Promise<void>;
+}
+
+export interface FleetPool {
+  readonly role: CardRole;
+  readonly namespace: string;
+  readonly router: LocalRouter;
+  readonly workers: readonly FleetWorker[];
+  /** True while the router can choose every worker. */
+  ready(): boolean;
+  close(): Promise<void>;
+}
+
+/** A connection and its self-echo. */
+export interface Part {
+  readonly bus: Bus;
+  readonly gate: EchoGate;
+}
+
+/** A new connection with its echo. */
+export async function connectPart(
+  { connect, clock }: Pick<PoolOptions, "connect" | "clock">,
+  role: BusRole,
+  name: string,
+): Promise<Part> {
+  const bus = await connect(role, name);
+  return { bus, gate: startEchoGate(bus, clock) };
+}
+
+export async function closePart({ gate, bus }: Part): Promise<void> {
+  gate.stop();
+  await bus.close();
+}
+
+interface PoolPlace {
+  readonly role: Role;
+  readonly namespace: string;
+  readonly blockHasher: BlockHasher;
+}
+
+export async function startPool(options: PoolOptions, place: PoolPlace): Promise<FleetPool> {
+  const { clock, random, logs, kvRouter, workerPolicy, acceptTimeoutMs, version } = options;
+  const { namespace, blockHasher } = place;
+  const role = phaseOfRole[place.role];
+  const endpoint: EndpointPath = {
+    namespace,
+    component: role === "prefill" ? "prefill" : "backend",
+    endpoint: "generate",
+  };
+  const engines = options.enginesOf(role, namespace);
+  const part = await connectPart(options, "lo", namespace);
+  const router = startLocalRouter({
+    ...part,
+    clock,
+    random: mulberry32(randomU32(random)),
+    log: logs(`router.${namespace}`),
+    metrics: createMetrics(localRouterTable),
+    endpoint,
+    role,
+    blockSize: engines[0]?.blockSize ?? 1,
+    config: kvRouter,
+    policy: workerPolicy,
+    blockHasher,
+    thresholds: {
+      activeDecodeBlocks: null,
+      activePrefillTokens: null,
+      activePrefillTokensFrac: null,
+    },
+    minInitialWorkers: engines.length,
+    acceptTimeoutMs,
+    version,
+  });
+  const workers: FleetWorker[] = [];
+  for (const engine of engines) {
+    workers.push(await startPoolWorker(options, endpoint, engine, blockHasher));
+  }
+  const selectable = (): number => router.holders().filter((holder) => holder.selectable).length;
+  const ranks = engines.reduce((sum, engine) => sum + engine.dpSize, 0);
+  return {
+    role,
+    namespace,
+    router,
+    workers,
+    ready: () => router.ready() && selectable() >= ranks,
+    close: async () => {
+      await Promise.all(workers.map((worker) => worker.close()));
+      await router.close();
+      await closePart(part);
+    },
+  };
+}
+
+async function startPoolWorker(
+  options: PoolOptions,
+  endpoint: EndpointPath,
+  config: MockEngineConfig,
+  blockHasher: BlockHasher,
+): Promise<FleetWorker> {
+  const { clock, random, logs, model, version } = options;
+  const { namespace } = endpoint;
+  const part = await connectPart(options, "wk", `${namespace}-worker`);
+  const engine = new MockDriver({
+    name: namespace,
+    model,
+    config,
+    clock,
+    random: mulberry32(randomU32(random)),
+    hasher: blockHasher,
+  });
+  const worker = startWorker({
+    ...part,
+    clock,
+    random: mulberry32(randomU32(random)),
+    log: logs(`worker.${namespace}`),
+    metrics: createMetrics({ ...workerMetrics, ...componentMetrics }),
+    engine,
+    endpoint,
+    blockHasher,
+    version,
+  });
+  return {
+    namespace,
+    worker,
+    engine,
+    kill: async () => {
+      await closePart(part);
+      await worker.close();
+    },
+    close: async () => {
+      await worker.close();
+      await closePart(part);
+    },
+  };
+}

@@ -89,7 +89,7 @@ export type EngineKvEvent =
   | { readonly type: "removed"; readonly sequenceHashes: Uint32Array }
   | { readonly type: "cleared" };
 
-/** One rank's load; everything but the totals is 0 when the rank is idle. */
+/** One rank's load; when the rank is idle, all but the totals and `hitRatio` are 0. */
 export interface EngineLoad {
   readonly dpRank: number;
   readonly running: number;
@@ -99,7 +99,7 @@ export interface EngineLoad {
   readonly waitingPromptTokens: number;
   readonly preemptionsTotal: number;
   readonly evictedBlocksTotal: number;
-  /** Mean over recent admissions of cached tokens / sequence length. */
+  /** Mean over recent admissions of cached tokens / sequence length; keeps its last value. */
   readonly hitRatio: number;
 }
 

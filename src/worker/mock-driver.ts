@@ -177,6 +177,11 @@ export class MockDriver implements Engine {
     this.#arm();
   }
 
+  /** Draws whether the events of a pass get lost; the worker asks once it has numbered them. */
+  losesKvEvents(): boolean {
+    return this.#options.random() < this.#faults.dropKvEvents;
+  }
+
   /** Forgets the prefix cache of every rank that holds no block; answers whether all did. */
   clearCache(): boolean {
     let all = true;
@@ -219,11 +224,9 @@ export class MockDriver implements Engine {
       rank.dueMs = arrivesMs > atMs ? arrivesMs : Number.POSITIVE_INFINITY;
       return;
     }
-    const { slowFactor, dropKvEvents } = this.#faults;
     rank.pass = pass;
-    rank.dueMs = atMs + pass.durationMs * slowFactor;
-    const dropped = dropKvEvents > 0 && this.#options.random() < dropKvEvents;
-    if (pass.events.length > 0 && !dropped) this.#sink?.onKvEvents(rank.dpRank, pass.events);
+    rank.dueMs = atMs + pass.durationMs * this.#faults.slowFactor;
+    if (pass.events.length > 0) this.#sink?.onKvEvents(rank.dpRank, pass.events);
     this.#reportAdmissions(rank, pass);
   }
 
@@ -359,8 +362,7 @@ export class MockDriver implements Engine {
     if (config.kvTransferTimingMode === "full_prompt") return 0;
     const { sequenceHashes, promptTokens } = submission;
     const hashedBlocks = sequenceHashes.length >> 1;
-    const length = promptTokens + 1;
-    const hits = rank.core.cachedBlocks({ sequenceHashes, hashedBlocks, length });
+    const hits = rank.core.cachedBlocks({ sequenceHashes, hashedBlocks, length: promptTokens + 1 });
     return handoffDelayMs(config, Math.max(0, promptTokens - hits * config.blockSize));
   }
 

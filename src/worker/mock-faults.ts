@@ -12,7 +12,7 @@ export interface MockFaults {
   readonly errorAfterTokens: number | undefined;
   /** The engine dies when it admits a prompt that contains this token sequence. */
   readonly crashOnMarker: readonly number[] | undefined;
-  /** Share of passes whose KV events are lost before anyone numbers them. */
+  /** Share of passes whose KV events get lost behind the worker, which has numbered them. */
   readonly dropKvEvents: number;
   /** Block size the engine claims to have. */
   readonly wrongBlockSize: number | undefined;

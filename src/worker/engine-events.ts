@@ -1,0 +1,166 @@
+/**
+ * KV events from the engine to the routers: numbered, remembered, then published, one message per
+ * pass. What is lost on the way is a gap in the numbers, and routers ask for it here.
+ *
+ *   engine ──events──▶ id ──▶ EventRing ──▶ tg.ev.<namespace>.<inst>.<rank>
+ *                                 ▲
+ *                                 └── tg.kvq.<inst>.<rank>: ring or dump, in chunks
+ */
+import { toTiergridError } from "../base/errors.ts";
+import type { Random } from "../base/random.ts";
+import type { ChainHashes } from "../core/kv-index.ts";
+import { encodeKvEvents } from "../protocol/kv-event-frame.ts";
+import type { KvEvent, KvEventBatch } from "../protocol/kv-events.ts";
+import { decodeKvQuery, encodeKvAnswer, type KvAnswer } from "../protocol/kv-query.ts";
+import { kvEventSubject, kvQuerySubject } from "../protocol/subjects.ts";
+import type { U64 } from "../protocol/u64.ts";
+import type { Bus, BusMessage, Subscription } from "../runtime/bus.ts";
+import { publishQuietly } from "../runtime/dispatch-offer.ts";
+import type { RankDigest } from "../runtime/instance-card.ts";
+import type { EngineCard, EngineKvEvent } from "./engine.ts";
+import { EventRing } from "./event-ring.ts";
+
+/** Bytes of events in one message, unless a single event is larger. */
+const messageBytesMax = 512 * 1024;
+/** An answer's chunk leaves room for the bus's own framing. */
+const chunkBytesMax = 512 * 1024;
+
+export interface EngineEventsOptions {
+  readonly bus: Bus;
+  readonly random: Random;
+  readonly chain: ChainHashes;
+  readonly namespace: string;
+  readonly inst: string;
+  readonly epoch: string;
+  readonly card: Pick<EngineCard, "dpStart" | "dpSize">;
+  /** Fault switch: true when the events of this pass get lost on their way to the routers. */
+  readonly loses: () => boolean;
+}
+
+export class EngineEvents {
+  readonly #options: EngineEventsOptions;
+  readonly #rings = new Map<number, EventRing>();
+  readonly #subscriptions: readonly Subscription[];
+
+  constructor(options: EngineEventsOptions) {
+    this.#options = options;
+    const { bus, inst, chain, random, card } = options;
+    for (let rank = card.dpStart; rank < card.dpStart + card.dpSize; rank++) {
+      this.#rings.set(rank, new EventRing({ workerId: inst, chain, random }));
+    }
+    this.#subscriptions = [...this.#rings].map(([rank, ring]) =>
+      bus.subscribe(kvQuerySubject(inst, rank), (message) => this.#onQuery(rank, ring, message)),
+    );
+  }
+
+  /** Takes the events of one pass; the ring has them before anyone hears of them. */
+  publish(dpRank: number, engineEvents: readonly EngineKvEvent[]): void {
+    const ring = this.#rings.get(dpRank);
+    if (!ring || engineEvents.length === 0) return;
+    const events = engineEvents.map((engineEvent) => {
+      const event = kvEventOf(engineEvent, ring.nextEventId);
+      ring.append(event);
+      return event;
+    });
+    if (this.#options.loses()) return;
+    const { bus, namespace, inst } = this.#options;
+    const subject = kvEventSubject(namespace, inst, dpRank);
+    for (const part of partsOf(events)) {
+      publishQuietly(bus, subject, encodeKvEvents({ ...this.#sourceOf(dpRank), events: part }));
+    }
+  }
+
+  /** Stores that did not fit the blocks already known; 0 with a sound engine. */
+  get refused(): number {
+    return [...this.#rings.values()].reduce((count, ring) => count + ring.refused, 0);
+  }
+
+  digests(): RankDigest[] {
+    return [...this.#rings].map(([dpRank, ring]) => {
+      const { blocks, lo, hi } = ring.digest();
+      const xor = [hi, lo].map((word) => word.toString(16).padStart(8, "0")).join("");
+      return { dpRank, blockCount: blocks, xor };
+    });
+  }
+
+  close(): void {
+    for (const subscription of this.#subscriptions) subscription.unsubscribe();
+  }
+
+  #sourceOf(dpRank: number): Omit<KvEventBatch, "events"> {
+    const { inst, epoch } = this.#options;
+    return { workerId: inst, dpRank, stateSource: epoch };
+  }
+
+  #onQuery(dpRank: number, ring: EventRing, { payload, reply }: BusMessage): void {
+    if (reply === undefined) return;
+    const { bus } = this.#options;
+    const chunks = encodeKvAnswer(
+      this.#sourceOf(dpRank),
+      answerOf(ring, payload),
+      Math.min(chunkBytesMax, bus.maxPayloadBytes),
+    );
+    for (const chunk of chunks) publishQuietly(bus, reply, chunk);
+  }
+}
+
+function answerOf(ring: EventRing, payload: Uint8Array): KvAnswer {
+  try {
+    return ring.answer(decodeKvQuery(payload));
+  } catch (thrown) {
+    return { type: "error", message: toTiergridError(thrown).message };
+  }
+}
+
+/** The ring keeps what it is given, so the engine's columns are copied. */
+function kvEventOf(event: EngineKvEvent, eventId: number): KvEvent {
+  switch (event.type) {
+    case "cleared":
+      return { type: "cleared", eventId };
+    case "removed":
+      return { type: "removed", eventId, tier: "device", hashes: event.sequenceHashes.slice() };
+    case "stored": {
+      const { parent, sequenceHashes, localHashes } = event;
+      const blocks = interleaved(localHashes, sequenceHashes);
+      return { type: "stored", eventId, tier: "device", parent: u64Of(parent), blocks };
+    }
+  }
+}
+
+/** Four words per block: local hash lo, hi, sequence hash lo, hi. */
+function interleaved(local: Uint32Array, sequence: Uint32Array): Uint32Array {
+  const blocks = new Uint32Array(2 * sequence.length);
+  for (let lane = 0; lane + 1 < sequence.length; lane += 2) {
+    blocks[2 * lane] = local[lane] ?? 0;
+    blocks[2 * lane + 1] = local[lane + 1] ?? 0;
+    blocks[2 * lane + 2] = sequence[lane] ?? 0;
+    blocks[2 * lane + 3] = sequence[lane + 1] ?? 0;
+  }
+  return blocks;
+}
+
+function u64Of(lanes: Uint32Array | undefined): U64 | undefined {
+  return lanes && { lo: lanes[0] ?? 0, hi: lanes[1] ?? 0 };
+}
+
+/** Cuts a pass into messages. */
+function partsOf(events: readonly KvEvent[]): KvEvent[][] {
+  const parts: KvEvent[][] = [];
+  let roomBytes = 0;
+  for (const event of events) {
+    const bytes = 32 + bytesOf(event);
+    const last = parts.at(-1);
+    if (last && bytes <= roomBytes) last.push(event);
+    else {
+      parts.push([event]);
+      roomBytes = messageBytesMax;
+    }
+    roomBytes -= bytes;
+  }
+  return parts;
+}
+
+function bytesOf(event: KvEvent): number {
+  if (event.type === "cleared") return 0;
+  return event.type === "stored" ? event.blocks.byteLength : event.hashes.byteLength;
+}

@@ -120,7 +120,9 @@ async function askPool(
   try {
     const options = { timeoutMs: localExplainTimeoutMs };
     const reply = await bus.request(endpointSubject(path), encodeDispatch(dispatch), options);
-    return { local: JSON.parse(new TextDecoder().decode(reply.payload)) };
+    const local: unknown = JSON.parse(new TextDecoder().decode(reply.payload));
+    const { error } = local as { error?: { code?: unknown } };
+    return error ? { local: null, local_error: String(error.code) } : { local };
   } catch (thrown) {
     return { local: null, local_error: toTiergridError(thrown).code };
   }

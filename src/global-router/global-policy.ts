@@ -60,6 +60,8 @@ interface OpenAttempt {
   readonly inst: string;
   readonly step: PoolStep;
   readonly record: AttemptRecord;
+  /** True once the router said that it looks for a worker, or found one. */
+  heard: boolean;
 }
 
 type PoolStep = AttemptStep & { readonly type: "attempt" };
@@ -162,7 +164,7 @@ function send(context: PolicyContext, entry: Entry, step: PoolStep, inst: string
   decision.result = { pool: index, reason };
   health.began(pool, inst);
   const subject = generateSubject("local", inst);
-  entry.state.open = { pool, inst, step, record };
+  entry.state.open = { pool, inst, step, record, heard: false };
   const labels = { model, role: pool.role, pool: pool.namespace, reason };
   metrics.counter("tiergrid_pool_selections_total", labels).add(1);
   const chosen = hopOf(decision, step);
@@ -240,8 +242,8 @@ function attemptFailed(context: PolicyContext, request: GlobalRequest, error: Ti
   if (!open) return;
   const { health } = context;
   const failure = attemptFailureOf(error.code, false);
-  // A router that had the request accepted did answer; then it reports what its workers did.
-  const routerFault = open.record.outcome !== "accepted" && routerFaults.has(error.code);
+  // A router that was heard did answer; then the code tells what its workers did.
+  const routerFault = !open.heard && routerFaults.has(error.code);
   if (routerFault) {
     failedRouters.push(open.inst);
     health.inhibit(open.inst, error.code);
@@ -262,9 +264,15 @@ const routerFaults: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   "subscriber_shutdown",
 ]);
 
+/** The router of a request's open attempt is alive and looks for a worker. */
+export function heardQueued({ open }: GlobalRequest): void {
+  if (open) open.heard = true;
+}
+
 function accepted({ clock, health, metrics }: PolicyContext, { open }: GlobalRequest): void {
   if (!open) return;
   const { pool, record } = open;
+  open.heard = true;
   record.outcome = "accepted";
   record.tookMs = clock.nowMs() - record.startedMs;
   health.accepted(pool);

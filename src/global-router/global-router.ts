@@ -12,7 +12,7 @@ import { TiergridError } from "../base/errors.ts";
 import { type Random, randomId } from "../base/random.ts";
 import type { PoolConfig } from "../config/pool-config.ts";
 import type { SlaDefaults } from "../core/sla-targets.ts";
-import { type ClosedNotice, decodeNotice } from "../protocol/notices.ts";
+import { decodeNotice, type Notice } from "../protocol/notices.ts";
 import type { Dispatch } from "../protocol/requests.ts";
 import { endpointQueue, endpointSubject, noticeSubject } from "../protocol/subjects.ts";
 import { announce, newEpoch } from "../runtime/announce.ts";
@@ -32,7 +32,7 @@ import {
   explainRequest,
   serveQuery,
 } from "./global-endpoints.ts";
-import { createGlobalPolicy, type GlobalRequest } from "./global-policy.ts";
+import { createGlobalPolicy, type GlobalRequest, heardQueued } from "./global-policy.ts";
 import { DecisionRing, type PoolDecision } from "./pool-decision.ts";
 import { type ActiveConfig, PoolHealth, phaseOfRole } from "./pool-health.ts";
 import {
@@ -216,10 +216,14 @@ function serveEndpoints(parts: Parts): Endpoints {
   subscriptions.push(
     serveQuery(context, service, explained, (message) => explainMessage(context, message)),
   );
-  // `closed` mostly comes after `finished`, when the dispatcher has no entry for it any more.
   const notices = bus.subscribe(noticeSubject(inst), ({ payload }) => {
-    const notice = closedNotice(payload);
-    if (!notice) return;
+    const notice = readNotice(payload);
+    if (notice?.type === "queued") {
+      const entry = dispatcher.entries.get(notice.rid);
+      if (entry && notice.attempt >= entry.attempt) heardQueued(entry.state);
+    }
+    // `closed` mostly comes after `finished`, when the dispatcher has no entry for it any more.
+    if (notice?.type !== "closed") return;
     const state = countClosed(metrics, ring, notice);
     metrics.counter("tiergrid_lifecycle_notices_total", { kind: "closed", state }).add(1);
   });
@@ -240,10 +244,9 @@ function serveEndpoints(parts: Parts): Endpoints {
   };
 }
 
-function closedNotice(payload: Uint8Array): ClosedNotice | undefined {
+function readNotice(payload: Uint8Array): Notice | undefined {
   try {
-    const notice = decodeNotice(payload);
-    return notice.type === "closed" ? notice : undefined;
+    return decodeNotice(payload);
   } catch {
     // The dispatcher hears the same subject and counts what cannot be read.
     return undefined;

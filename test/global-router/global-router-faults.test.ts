@@ -7,6 +7,7 @@ const answers: readonly Answer[] = [
   "accept",
   "silent",
   "slow",
+  "slow_refusal",
   "overloaded",
   "no_endpoints",
   "engine_error",

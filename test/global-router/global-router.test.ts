@@ -272,6 +272,17 @@ it("does not blame a router for what its workers did after it had the request ac
   expect(pools[2]!.state).toBe("ready");
 });
 
+it("does not blame a router that said it was looking for its workers' silence", async () => {
+  const rig = await aggRig();
+  const other = rig.startPool("slow");
+  await rig.clock.runFor(cardsMs);
+  for (const router of [rig.last, other]) router.answer = "slow_refusal";
+  expect(await rig.ask(rig.request(slow))).toMatchObject({ code: "accept_timeout" });
+  expect(rig.last.seen.length + other.seen.length).toBe(1);
+  expect(rig.router.pools().roles["agg"]!.pools[2]!.state).toBe("ready");
+  expect(await rig.metrics.text()).not.toContain("tiergrid_inhibitions_total{");
+});
+
 it("still asks the only router of a pool after it was silent once", async () => {
   const rig = await aggRig();
   rig.last.answer = "silent";
@@ -518,6 +529,11 @@ it("adds the pool's own view to an explanation, and says when it has none", asyn
   );
   const explained = await rig.query("explain", encodeDispatchJson(rig.request(slow)));
   expect(explained).toMatchObject({ local: { chosen: "9" }, result: { namespace: "slow" } });
+  const refusal = new TextEncoder().encode('{"error":{"code":"not_ready"}}');
+  const middle = endpointSubject({ ...path, namespace: "middle" });
+  rig.middle.bus.subscribe(middle, ({ reply }) => rig.middle.bus.publish(reply!, refusal));
+  const refused = await rig.query("explain", encodeDispatch(rig.request(target(0, 90))));
+  expect(refused).toMatchObject({ local: null, local_error: "not_ready" });
   const without = await rig.query("explain", encodeDispatchJson(rig.request(target(0, 0))));
   expect(without).toMatchObject({ local: null, local_error: "no_responders" });
   expect(without["axes"]).toMatchObject([

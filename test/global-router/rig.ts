@@ -44,7 +44,7 @@ import { createMetrics } from "../../src/runtime/metrics.ts";
 export const model = "mock-model";
 
 /** What a scripted router does with one request. */
-export type Answer = "accept" | "silent" | "slow" | ErrorCode;
+export type Answer = "accept" | "silent" | "slow" | "slow_refusal" | ErrorCode;
 
 export interface ScriptedRouter extends Announcer {
   readonly inst: string;
@@ -263,12 +263,14 @@ function scriptRouter(
     const { answer } = router;
     if (answer === "silent" || message.reply === undefined) return;
     const reply = message.reply;
-    if (answer !== "slow") return bus.publish(reply, encodeReceipt(receiptOf(answer, dispatch)));
+    if (answer !== "slow" && answer !== "slow_refusal")
+      return bus.publish(reply, encodeReceipt(receiptOf(answer, dispatch)));
     // Looks for a worker for a second and says so.
     const { rid, attempt, notify } = dispatch.envelope;
     const queued = encodeNotice({ type: "queued", rid, attempt, position: 0 });
     for (const ms of [250, 500, 750]) clock.after(ms, () => bus.publish(notify[0]!, queued));
-    clock.after(1000, () => bus.publish(reply, encodeReceipt(receiptOf("accept", dispatch))));
+    const last = receiptOf(answer === "slow" ? "accept" : "accept_timeout", dispatch);
+    clock.after(1000, () => bus.publish(reply, encodeReceipt(last)));
   });
   const announcer = announce({
     bus,
@@ -279,7 +281,10 @@ function scriptRouter(
   return Object.assign(router, announcer);
 }
 
-function receiptOf(answer: Exclude<Answer, "silent" | "slow">, { envelope }: Dispatch): Receipt {
+function receiptOf(
+  answer: Exclude<Answer, "silent" | "slow" | "slow_refusal">,
+  { envelope }: Dispatch,
+): Receipt {
   if (answer !== "accept") return { type: "refused", code: answer, message: `scripted ${answer}` };
   return {
     type: "accepted",

@@ -6,7 +6,7 @@
  *
  * A decision is counted once: by its notice, or by the dispatcher when nobody will send one.
  */
-import type { ClosedNotice } from "../protocol/notices.ts";
+import type { ClosedNotice, FinishedNotice } from "../protocol/notices.ts";
 import type { DecisionRing, PoolDecision } from "./pool-decision.ts";
 import { cellLabel, type GlobalMetrics } from "./router-metrics.ts";
 
@@ -26,12 +26,18 @@ export function countClosed(
   const known = ids.slice(0, decisionIdsMax).flatMap((id: unknown) => ring.get(String(id)) ?? []);
   const open = known.filter((decision) => !decision.counted);
   for (const decision of open) {
-    // The owner goes on with another worker and another decision; this one lost the request.
-    countEnd(metrics, decision, notice.outcome === "migrated" ? "lost" : outcomeOf(notice));
+    countEnd(metrics, decision, outcomeOf(notice));
     countTargets(metrics, decision, notice);
   }
   if (open.length > 0) return "applied";
   return known.length > 0 ? "duplicate" : "unknown";
+}
+
+/** The outcome of a decision by an owner's or a worker's notice. */
+export function outcomeOf({ outcome }: ClosedNotice | FinishedNotice): Outcome {
+  // The owner goes on with another worker and another decision; this one lost the request.
+  if (outcome === "migrated") return "lost";
+  return outcome === "ok" || outcome === "cancelled" ? outcome : "error";
 }
 
 /** Counts the end of a request that has no measured values; the first end counts. */
@@ -56,10 +62,6 @@ function countTargets(metrics: GlobalMetrics, decision: PoolDecision, notice: Cl
 
 function meanItlMs({ itl }: ClosedNotice): number | undefined {
   return itl && itl.count > 0 ? itl.sum_ms / itl.count : undefined;
-}
-
-function outcomeOf({ outcome }: ClosedNotice): Outcome {
-  return outcome === "ok" || outcome === "cancelled" ? outcome : "error";
 }
 
 /** The cell, and the pool that had the request last. */

@@ -21,7 +21,7 @@ import type { Dispatch, HopDecision } from "../protocol/requests.ts";
 import { controlSubject, generateSubject } from "../protocol/subjects.ts";
 import type { DispatchEntry, DispatchPolicy, EndCause, Plan } from "../runtime/dispatch-policy.ts";
 import type { Log } from "../runtime/log.ts";
-import { countEnd, type Outcome } from "./attainment.ts";
+import { countEnd, type Outcome, outcomeOf } from "./attainment.ts";
 import {
   type AttemptRecord,
   type DecisionContext,
@@ -287,8 +287,7 @@ function noticed({ metrics }: PolicyContext, entry: Entry, notice: RequestNotice
   metrics.counter("tiergrid_lifecycle_notices_total", labels).add(1);
   // An owner that does not acknowledge is a plain client, which sends no `closed`.
   if (notice.type === "finished" && !entry.envelope.stream.acks) {
-    const outcome = notice.outcome === "migrated" ? "lost" : notice.outcome;
-    countEnd(metrics, entry.state.decision, outcome);
+    countEnd(metrics, entry.state.decision, outcomeOf(notice));
   }
 }
 

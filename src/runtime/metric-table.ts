@@ -164,6 +164,7 @@ export const localRouterMetrics = {
     "dp_rank",
     "worker_type",
   ]),
+  tiergrid_workers_refused_total: counter("Workers that do not fit the pool", ["reason"]),
   dynamo_router_overhead_block_hashing_ms: histogram("Block hashes", buckets.computeMs),
   dynamo_router_overhead_seq_hashing_ms: histogram("Sequence hashes", buckets.computeMs),
   dynamo_router_overhead_indexer_find_matches_ms: histogram("Index match", buckets.asyncMs),

@@ -1,0 +1,68 @@
+/** A worker choice as people and the global router read it: snake_case, ids as decimal strings. */
+import type { Choice, Decision, DecisionCandidate } from "../core/decision.ts";
+import { softmaxWeights } from "../core/worker-pick.ts";
+
+/** The second tier's part of an explanation. */
+export function decisionJson(decision: Decision): Record<string, unknown> {
+  const chances = probabilities(decision);
+  return {
+    policy: decision.policy,
+    temperature: decision.temperature,
+    isl_tokens: decision.islTokens,
+    required_blocks: decision.requiredBlocks,
+    candidates: decision.candidates.map((candidate, at) => ({
+      ...candidateJson(candidate),
+      ...(chances ? { probability: chances[at] } : {}),
+    })),
+    lowest_cost: decision.lowestCost,
+    tie_break: { tied: decision.tiedAtLowest, seed: "random" },
+    ...choiceJson(decision.choice),
+  };
+}
+
+function candidateJson(candidate: DecisionCandidate): Record<string, unknown> {
+  const { terms, whyNot } = candidate;
+  return {
+    worker_id: candidate.workerId,
+    dp_rank: candidate.dpRank,
+    eligible: whyNot === null,
+    why_not: whyNot,
+    overlap_blocks: candidate.overlapBlocks,
+    cached_tokens: candidate.cachedTokens,
+    potential_prefill_tokens: candidate.potentialPrefillTokens,
+    potential_decode_blocks: candidate.potentialDecodeBlocks,
+    active_requests: candidate.activeRequests,
+    cost: terms ? terms.cost : null,
+    terms: terms && {
+      raw_prefill_blocks: terms.rawPrefillBlocks,
+      credit_decay: terms.creditDecay,
+      overlap_credit_blocks: terms.overlapCreditBlocks,
+      potential_decode_blocks: terms.potentialDecodeBlocks,
+      active_request_term: terms.activeRequestTerm,
+      taint_factor: terms.taintFactor,
+    },
+  };
+}
+
+function choiceJson(choice: Choice): Record<string, unknown> {
+  if (choice.outcome === "refused") return { chosen: null, refused: choice.code };
+  return {
+    chosen: {
+      worker_id: choice.workerId,
+      dp_rank: choice.dpRank,
+      overlap_blocks: choice.overlapBlocks,
+      cached_tokens: choice.cachedTokens,
+      cost: choice.cost,
+    },
+    refused: null,
+  };
+}
+
+/** Chance of each candidate under softmax; undefined where none is sampled. */
+function probabilities({ candidates, policy, temperature }: Decision): number[] | undefined {
+  if (policy !== "cost" || temperature === 0) return undefined;
+  const costs = Float64Array.from(candidates, ({ terms }) => terms?.cost ?? Number.NaN);
+  const weights = new Float64Array(costs.length);
+  const total = softmaxWeights(costs, costs.length, temperature, weights);
+  return Array.from(weights, (weight) => (total > 0 ? weight / total : 0));
+}

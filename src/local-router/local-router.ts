@@ -1,0 +1,250 @@
+/**
+ * The KV router of one pool: finds the worker of an endpoint that has most of a prompt's blocks for
+ * the least load, offers it the request, and keeps the books until the answer is over.
+ *
+ *   tg.ep.<ns>.router.generate ─┐
+ *   tg.local.<inst>.gen ────────┴▶ dispatcher ──plan──▶ policy ──▶ choice: index, load, roster
+ *                                      │                             ▲
+ *                                      ▼ offer                       │ events, samples, heartbeats
+ *                                    worker ─────────────────▶ directory
+ *
+ * This file only wires; each part says what it does.
+ */
+import { type Clock, every } from "../base/clock.ts";
+import { mulberry32, type Random, randomId, randomU32 } from "../base/random.ts";
+import { subscribesToKvEvents } from "../config/kv-router-config.ts";
+import { choiceTables } from "../core/decision.ts";
+import { type IndexMode, type IndexStats, KvIndex } from "../core/kv-index.ts";
+import { defaultLoadLimits, WorkerLoad } from "../core/worker-load.ts";
+import { type BusyThresholds, WorkerRoster } from "../core/worker-roster.ts";
+import type { EndpointPath } from "../protocol/subjects.ts";
+import type { Bus } from "../runtime/bus.ts";
+import type { DispatcherTotals } from "../runtime/dispatch-policy.ts";
+import { Dispatcher } from "../runtime/dispatcher.ts";
+import type { EchoGate } from "../runtime/echo-gate.ts";
+import type { Log } from "../runtime/log.ts";
+import { createEventIntake, type HolderStates } from "./event-intake.ts";
+import {
+  collectAtScrape,
+  type LocalMetrics,
+  type LocalSeries,
+  localSeries,
+  workerSeries,
+} from "./local-metrics.ts";
+import { createLocalPolicy, type LocalRequest } from "./local-policy.ts";
+import { startPresence } from "./local-presence.ts";
+import { createRecoveryQuery } from "./recovery-query.ts";
+import type { PoolRules } from "./route-query.ts";
+import { createWorkerChoice, type WorkerChoice } from "./worker-choice.ts";
+import { type OverlapTables, type WorkerDirectory, watchWorkers } from "./worker-directory.ts";
+
+export interface LocalRouterOptions extends PoolRules {
+  readonly bus: Bus;
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly gate: EchoGate;
+  readonly log: Log;
+  readonly metrics: LocalMetrics;
+  /** Where the pool's workers serve. */
+  readonly endpoint: EndpointPath;
+  readonly thresholds: BusyThresholds;
+  /** Workers to have seen before serving; at least one unless the config skips that wait. */
+  readonly minInitialWorkers: number;
+  readonly acceptTimeoutMs: number;
+  /** Semantic version of this build. */
+  readonly version: string;
+  /** `identity` only when every engine names blocks by the router's own hashes. */
+  readonly indexMode?: IndexMode;
+}
+
+/** One data-parallel rank as it stands in the books. */
+export interface HolderView {
+  readonly workerId: string;
+  readonly dpRank: number;
+  readonly selectable: boolean;
+  readonly cachedBlocks: number;
+  readonly activeBlocks: number;
+  readonly activeRequests: number;
+}
+
+export interface LocalRouter {
+  readonly inst: string;
+  /** True once it may serve and while a worker takes requests. */
+  ready(): boolean;
+  holders(): readonly HolderView[];
+  thresholds(): BusyThresholds;
+  /** Takes effect at the next choice. */
+  setThresholds(thresholds: BusyThresholds): void;
+  readonly totals: Readonly<DispatcherTotals>;
+  readonly stats: LocalStats;
+  /** Takes no new requests; resolves when every open one has found its worker, or at `graceMs`. */
+  drain(graceMs: number): Promise<void>;
+  /** Ends at once; answers under way go on between workers and owners. */
+  close(): Promise<void>;
+}
+
+export interface LocalStats {
+  /** Requests in the dispatcher's books. */
+  readonly openRequests: number;
+  readonly bookings: number;
+  /** Distinct (block, holder) pairs booked. */
+  readonly bookedBlocks: number;
+  readonly index: IndexStats | undefined;
+  /** Ranks by the state of their event stream. */
+  readonly streams: HolderStates | undefined;
+}
+
+/** What the router knows: load, cached blocks, workers. */
+interface Tables {
+  readonly roster: WorkerRoster;
+  readonly load: WorkerLoad;
+  readonly overlap: OverlapTables | undefined;
+  readonly directory: WorkerDirectory;
+}
+
+/** Starts the router; it serves as soon as it has seen enough workers. */
+export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
+  const { random, clock, metrics, endpoint } = options;
+  const inst = String(randomId(random));
+  const tables = createTables(options);
+  const { roster, load, overlap, directory } = tables;
+  const series = localSeries(metrics);
+  const choice = choiceOf(options, tables, series);
+  const serving = servingLatch(options, directory);
+  const perWorker = workerSeries(metrics, options.role);
+  const { namespace } = endpoint;
+  const policy = createLocalPolicy({
+    ...{ inst, namespace, clock, metrics, series, serving, choice, load, directory },
+    rules: options,
+    workerSeries: perWorker,
+  });
+  const dispatcher = new Dispatcher({ ...options, inst, level: "local", policy });
+  const presence = startPresence({
+    ...{ ...options, inst, roster, choice, directory, serving, dispatcher },
+    followsEvents: overlap !== undefined,
+  });
+  directory.listen({
+    added: perWorker.registered,
+    removed(worker) {
+      dispatcher.workerGone(worker.inst);
+      perWorker.removed(worker);
+    },
+    changed: presence.beat,
+    refused: (reason) => metrics.counter("tiergrid_workers_refused_total", { reason }).add(),
+  });
+  const { entries, totals } = dispatcher;
+  const openRequests = (): number => entries.size;
+  const workers = () => directory.workers.values();
+  const scraped = { clock, role: options.role, load, index: overlap?.index, totals };
+  collectAtScrape(metrics, { ...scraped, openRequests, workers });
+  const cancelSweep = every(clock, defaultLoadLimits.staleCheckMs, () =>
+    sweepBookings(options, load, dispatcher),
+  );
+  return {
+    inst,
+    ready: () => presence.state() === "ready" && directory.selectableCount > 0,
+    holders: () => holderViews(tables),
+    thresholds: () => roster.thresholds,
+    setThresholds: (thresholds) => roster.setThresholds(thresholds),
+    totals,
+    get stats() {
+      return {
+        openRequests: entries.size,
+        bookings: load.requestCount,
+        bookedBlocks: load.sharedBlockCount,
+        index: overlap?.index.stats(),
+        streams: overlap?.intake.holderStates(),
+      };
+    },
+    async drain(graceMs) {
+      presence.drain();
+      await dispatcher.drain(graceMs);
+    },
+    async close() {
+      cancelSweep();
+      presence.end();
+      dispatcher.close();
+      directory.close();
+      overlap?.intake.close();
+    },
+  };
+}
+
+function createTables(options: LocalRouterOptions): Tables {
+  const { random, bus, clock, config, blockHasher, indexMode = "opaque" } = options;
+  const roster = new WorkerRoster(options.thresholds);
+  const load = new WorkerLoad(random);
+  let overlap: OverlapTables | undefined;
+  if (subscribesToKvEvents(config)) {
+    const index = new KvIndex({ mode: indexMode, random, chain: blockHasher.chain });
+    const query = createRecoveryQuery(bus, clock);
+    overlap = { index, intake: createEventIntake({ index, clock, query }) };
+  }
+  const directory = watchWorkers({ ...options, roster, load, overlap });
+  return { roster, load, overlap, directory };
+}
+
+function choiceOf(
+  { clock, random }: LocalRouterOptions,
+  { roster, load, directory, overlap }: Tables,
+  series: LocalSeries,
+): WorkerChoice {
+  const context = {
+    clock,
+    random,
+    tables: choiceTables(roster, load),
+    directory,
+    index: overlap?.index,
+    onTimes(matchMs: number, totalMs: number): void {
+      series.matchMs.observe(matchMs);
+      series.schedulingMs.observe(totalMs - matchMs);
+      series.totalMs.observe(totalMs);
+    },
+  };
+  return createWorkerChoice(context, mulberry32(randomU32(random)));
+}
+
+/** True from the moment that enough workers were there at once. */
+function servingLatch(
+  { config, minInitialWorkers }: LocalRouterOptions,
+  directory: WorkerDirectory,
+): () => boolean {
+  const workersMin = config.skipInitialWorkerWait ? 0 : Math.max(1, minInitialWorkers);
+  let serving = false;
+  return () => {
+    serving ||= directory.selectableCount >= workersMin;
+    return serving;
+  };
+}
+
+/**
+ * Frees bookings that nothing has named for long. Whatever the dispatcher still has in its books is
+ * alive, because it drops what its workers stop naming.
+ */
+function sweepBookings(
+  { clock, metrics, log }: LocalRouterOptions,
+  load: WorkerLoad,
+  { entries }: Dispatcher<LocalRequest>,
+): void {
+  const nowMs = clock.nowMs();
+  for (const { state } of entries.values()) {
+    if (state.booking) load.touch(state.booking.key, nowMs);
+  }
+  const stale = load.expireStale(nowMs);
+  if (stale.length === 0) return;
+  metrics.counter("tiergrid_bookings_freed_total", { by: "stale" }).add(stale.length);
+  log.warn("stale bookings freed", { count: stale.length, first: stale[0] });
+}
+
+function holderViews({ directory, overlap, load }: Tables): readonly HolderView[] {
+  return [...directory.workers.values()].flatMap(({ inst, card, slots, selectable }) =>
+    slots.map((slot, at) => ({
+      workerId: inst,
+      dpRank: card.dpStart + at,
+      selectable,
+      cachedBlocks: overlap?.index.blocksOf(slot) ?? 0,
+      activeBlocks: load.activeBlocks[slot] ?? 0,
+      activeRequests: load.activeRequests[slot] ?? 0,
+    })),
+  );
+}

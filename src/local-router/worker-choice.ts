@@ -1,0 +1,144 @@
+/**
+ * One choice of a worker with everything around the pure decision: the index's match, the workers
+ * that are held out, the times of each step. Asking and choosing share all of it but the booking.
+ */
+import type { Clock } from "../base/clock.ts";
+import { TiergridError } from "../base/errors.ts";
+import type { Random } from "../base/random.ts";
+import {
+  type Choice,
+  type ChoiceRequest,
+  type ChoiceTables,
+  chooseAndBook,
+  type Decision,
+  explain,
+  type RefusedChoice,
+} from "../core/decision.ts";
+import type { KvIndex } from "../core/kv-index.ts";
+import type { WorkerConstraints } from "../core/worker-roster.ts";
+import type { RouteQuery } from "./route-query.ts";
+import type { WorkerDirectory } from "./worker-directory.ts";
+
+export interface ChoiceContext {
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly tables: ChoiceTables;
+  readonly directory: WorkerDirectory;
+  readonly index: KvIndex | undefined;
+  /** Told how long a choice's match, and all of it, took. */
+  readonly onTimes: (matchMs: number, totalMs: number) => void;
+}
+
+/** Instances a choice leaves out. */
+export interface Excluded {
+  /** While others can take the request. */
+  readonly avoid: readonly string[];
+  /** In any case. */
+  readonly tried: readonly string[];
+}
+
+export const nothingExcluded: Excluded = { avoid: [], tried: [] };
+
+export interface WorkerChoice {
+  /** Chooses and books under `key`. */
+  choose(query: RouteQuery, key: string, excluded: Excluded): Choice;
+  /** The decision `choose` would take, without booking; ties are drawn elsewhere. */
+  ask(query: RouteQuery, excluded: Excluded): Decision;
+  /** Cached blocks per holder slot; valid until the next call. */
+  match(query: RouteQuery): Int32Array;
+}
+
+export function createWorkerChoice(context: ChoiceContext, askRandom: Random): WorkerChoice {
+  const { clock, tables, random, index, onTimes } = context;
+  let depths = new Int32Array(0);
+  const match = (query: RouteQuery): Int32Array => {
+    if (!index) return depths;
+    if (depths.length < index.slots) depths = new Int32Array(2 * index.slots);
+    index.match(query.sequence, query.blocks, depths);
+    return depths;
+  };
+  const requestOf = (query: RouteQuery, key: string): ChoiceRequest => ({
+    key,
+    nowMs: clock.nowMs(),
+    islTokens: query.islTokens,
+    sequence: query.tracked,
+    privateBlocks: query.privateBlocks,
+    overlap: { device: match(query) },
+    constraints: query.constraints,
+    settings: query.settings,
+  });
+  return {
+    match,
+    choose(query, key, excluded) {
+      const startMs = clock.nowMs();
+      const request = requestOf(query, key);
+      const matchedMs = clock.nowMs();
+      const choice = sparing(context, query.constraints, excluded, (constraints) =>
+        chooseAndBook(tables, { ...request, constraints }, random),
+      );
+      onTimes(matchedMs - startMs, clock.nowMs() - startMs);
+      return choice;
+    },
+    ask(query, excluded) {
+      const request = requestOf(query, "");
+      let decision: Decision | undefined;
+      sparing(context, query.constraints, excluded, (constraints) => {
+        decision = explain(tables, { ...request, constraints }, askRandom);
+        return decision.choice;
+      });
+      if (!decision) throw new TiergridError("internal_error", "no decision was taken");
+      return decision;
+    },
+  };
+}
+
+/**
+ * Chooses without the workers to be spared; when that leaves nobody, with them. A pinned request
+ * names its worker and spares none.
+ */
+function sparing(
+  { directory }: ChoiceContext,
+  constraints: WorkerConstraints,
+  excluded: Excluded,
+  choose: (constraints: WorkerConstraints) => Choice,
+): Choice {
+  const held = directory.heldOut();
+  const spared = held.size + excluded.avoid.length;
+  if (spared + excluded.tried.length === 0 || constraints.pinnedWorkerId !== undefined) {
+    return choose(constraints);
+  }
+  const untried = allowedWithout(directory, constraints, new Set(excluded.tried));
+  if (spared > 0) {
+    const first = allowedWithout(directory, untried, new Set([...held, ...excluded.avoid]));
+    const choice = choose(first);
+    if (choice.outcome === "chosen" || choice.code !== "no_endpoints") return choice;
+  }
+  return choose(untried);
+}
+
+function allowedWithout(
+  { workers }: WorkerDirectory,
+  constraints: WorkerConstraints,
+  without: ReadonlySet<string>,
+): WorkerConstraints {
+  if (without.size === 0) return constraints;
+  const allowed = [...(constraints.allowedWorkerIds ?? workers.keys())];
+  const allowedWorkerIds = new Set(allowed.filter((workerId) => !without.has(workerId)));
+  return { ...constraints, allowedWorkerIds };
+}
+
+/** The refusal as the caller hears it. */
+export function refusalError({ code, workerId }: RefusedChoice): TiergridError {
+  const details = workerId === undefined ? {} : { worker_id: workerId };
+  return new TiergridError(code, refusalTexts[code], details);
+}
+
+const refusalTexts: Readonly<Record<RefusedChoice["code"], string>> = {
+  no_endpoints: "no endpoints available to route work",
+  pinned_worker_not_allowed: "the pinned worker is not among the allowed workers",
+  pinned_worker_overloaded: "the pinned worker is overloaded",
+  all_eligible_workers_overloaded: "all eligible workers are overloaded",
+  invalid_request: "a request must have at least one token",
+  duplicate_request: "this request is booked already",
+  booking_failed: "the request could not be booked",
+};

@@ -163,6 +163,15 @@ const httpFlags = {
     group: "HTTP",
     help: "Largest request body.",
   },
+  gracePeriodSecs: {
+    env: "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS",
+    type: "number",
+    min: 0,
+    max: 3600,
+    default: 5,
+    group: "HTTP",
+    help: "Seconds between /ready saying no and the API refusing connections.",
+  },
   httpDrainSecs: {
     env: "DYN_HTTP_GRACEFUL_SHUTDOWN_TIMEOUT_SECS",
     type: "number",

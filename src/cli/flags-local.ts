@@ -52,14 +52,14 @@ const serviceFlags = {
     group: "Local router",
     help: "Serves only after this many workers have been seen.",
   },
-  workerPolicy: {
-    flag: "worker-policy",
-    env: "TIERGRID_WORKER_POLICY",
+  routerPolicy: {
+    flag: "router-policy",
+    env: "TIERGRID_ROUTER_POLICY",
     type: "choice",
-    choices: ["cost", "random", "round-robin"],
-    default: "cost",
+    choices: ["blocks", "random", "round-robin"],
+    default: "blocks",
     group: "Local router",
-    help: "Lowest cost of overlap and load; the others are for comparison.",
+    help: "blocks: lowest cost of overlap and load; the others are for comparison.",
   },
   acceptTimeoutMs: {
     flag: "accept-timeout-ms",

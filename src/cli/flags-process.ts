@@ -94,15 +94,6 @@ export const processFlags = {
     group: "Logs",
     help: "One JSON object per line instead of text.",
   },
-  gracePeriodSecs: {
-    env: "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS",
-    type: "number",
-    min: 0,
-    max: 3600,
-    default: 5,
-    group: "Shutdown",
-    help: "Seconds between saying goodbye and refusing work.",
-  },
   drainTimeoutSecs: {
     env: "DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS",
     type: "number",

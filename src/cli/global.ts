@@ -1,8 +1,108 @@
+/** `tiergrid global`: the global router and, in the same process, the OpenAI frontend. */
+import { sleep } from "../base/clock.ts";
 import { TiergridError } from "../base/errors.ts";
 import type { Given } from "../base/flags.ts";
-import type { globalFlags } from "./flags-global.ts";
+import { formatFault } from "../config/config-fault.ts";
+import { loadPoolConfigFile, poolConfigError } from "../config/load-pool-config.ts";
+import type { FrontendSettings } from "../frontend/frontend-parts.ts";
+import { startFrontend } from "../frontend/start-frontend.ts";
+import { loadTokenizer, type ModelTokenizer } from "../frontend/tokenizer.ts";
+import { watchPoolConfig } from "../global-router/config-watch.ts";
+import { startGlobalRouter } from "../global-router/global-router.ts";
+import {
+  bookingMetrics,
+  componentMetrics,
+  frontendMetrics,
+  globalRouterMetrics,
+  processMetrics,
+} from "../runtime/metric-table.ts";
+import { createMetrics } from "../runtime/metrics.ts";
+import type { GlobalOptions, globalFlags } from "./flags-global.ts";
+import { openShell, serveUntilSignal } from "./shell.ts";
 
-/** Runs the command until it ends by itself or by a signal; returns the exit code. */
-export async function run(_given: Given<typeof globalFlags>): Promise<number> {
-  throw new TiergridError("not_implemented", "this command is not part of this build");
+const table = {
+  ...frontendMetrics,
+  ...globalRouterMetrics,
+  ...bookingMetrics,
+  ...componentMetrics,
+  ...processMetrics,
+};
+
+/** Runs router and frontend until a signal ends the process. */
+export async function run({ options }: Given<typeof globalFlags>): Promise<number> {
+  const load = { ownNamespace: options.namespace, strict: options.strictConfig };
+  const loaded = await loadPoolConfigFile(options.config, load);
+  if (!loaded.ok) throw poolConfigError(loaded.faults);
+  const tokenizer = tokenizerOf(options);
+  const metrics = createMetrics(table);
+  const shell = await openShell(options, "gl", metrics);
+  const { clock, random, bus, gate, version } = shell;
+  const log = shell.logs("global_router");
+  for (const warning of loaded.warnings) log.warn(formatFault(warning));
+  const parts = { clock, random, bus, gate, metrics, model: options.modelName };
+  const router = startGlobalRouter({
+    ...parts,
+    ...{ version, log, config: loaded.config, warnings: loaded.warnings.length },
+    namespace: options.namespace,
+    component: options.componentName,
+    defaults: {
+      ttftTargetMs: options.defaultTtftTargetMs,
+      itlTargetMs: options.defaultItlTargetMs,
+    },
+    acceptTimeoutMs: options.acceptTimeoutMs,
+    poolWaitMs: options.poolWaitMs,
+    requireAllPools: options.requireAllPools,
+    overloadHoldMs: options.overloadHoldMs,
+  });
+  const watch = watchPoolConfig(
+    { path: options.config, load, clock, log, router },
+    options.watchConfig,
+  );
+  const frontend = startFrontend({
+    ...parts,
+    log: shell.logs("frontend"),
+    settings: settingsOf(options),
+    ...(tokenizer && { tokenizer }),
+  });
+  const server = await frontend.http.listen({ host: options.httpHost, port: options.httpPort });
+  return serveUntilSignal(shell, options, metrics, {
+    name: "global",
+    ready: () => router.ready() && frontend.ready(),
+    health: router.health,
+    metrics: metrics.text,
+    pages: { "/pools": router.pools },
+    facts: { api: `${server.url}/v1`, model: options.modelName, inst: router.inst },
+    drain: async () => {
+      watch.stop();
+      frontend.http.drain();
+      await sleep(clock, options.gracePeriodSecs * 1000);
+      const graceMs = options.drainTimeoutSecs * 1000;
+      await Promise.all([server.close(), router.drain(graceMs)]);
+      await frontend.close();
+      await router.close();
+    },
+  });
+}
+
+function tokenizerOf({ tokenizer }: GlobalOptions): ModelTokenizer | undefined {
+  if (tokenizer === null) return undefined;
+  try {
+    return loadTokenizer(tokenizer);
+  } catch (thrown) {
+    throw new TiergridError("config_invalid", `--tokenizer: ${(thrown as Error).message}`);
+  }
+}
+
+function settingsOf(options: GlobalOptions): Partial<FrontendSettings> {
+  return {
+    bodyBytesMax: options.bodyLimitMb * 1024 * 1024,
+    overloadStatus: options.overloadStatus,
+    keepAliveMs: options.sseKeepAliveSecs * 1000,
+    migrationLimit: options.migrationLimit,
+    migrationMaxSeqTokens: options.migrationMaxSeqLen ?? undefined,
+    enforceDisagg: options.enforceDisagg || !options.decodeFallback,
+    routeHeaders: options.routeHeaders,
+    disableNvext: options.disableNvext,
+    gracefulShutdownMs: options.httpDrainSecs * 1000,
+  };
 }

@@ -1,8 +1,95 @@
+/** `tiergrid local`: the KV router of one pool. */
 import { TiergridError } from "../base/errors.ts";
 import type { Given } from "../base/flags.ts";
+import { type ConfigFault, formatFault } from "../config/config-fault.ts";
+import { formatOfPath, parseConfigText, readConfigText } from "../config/config-text.ts";
+import { type KvRouterConfig, loadKvRouterConfig } from "../config/kv-router-config.ts";
+import { unsupportedFields } from "../config/kv-router-support.ts";
+import { localRouterTable } from "../local-router/local-metrics.ts";
+import { startLocalRouter } from "../local-router/local-router.ts";
+import { loadBlockHasher } from "../protocol/block-hashes.ts";
+import { parseEndpointPath } from "../protocol/subjects.ts";
+import { processMetrics } from "../runtime/metric-table.ts";
+import { createMetrics } from "../runtime/metrics.ts";
 import type { localFlags } from "./flags-local.ts";
+import { kvRouterSources } from "./kv-router-sources.ts";
+import { openShell, serveUntilSignal } from "./shell.ts";
 
-/** Runs the command until it ends by itself or by a signal; returns the exit code. */
-export async function run(_given: Given<typeof localFlags>): Promise<number> {
-  throw new TiergridError("not_implemented", "this command is not part of this build");
+/** Runs the router until a signal ends the process. */
+export async function run(given: Given<typeof localFlags>): Promise<number> {
+  const { options } = given;
+  const endpoint = endpointOf(options.endpoint);
+  const { config, warnings } = await configOf(given);
+  const metrics = createMetrics({ ...localRouterTable, ...processMetrics });
+  const shell = await openShell(options, "lo", metrics);
+  const log = shell.logs("router");
+  for (const warning of warnings) log.warn(formatFault(warning));
+  const { clock, random, bus, gate, version } = shell;
+  const router = startLocalRouter({
+    ...{ clock, random, bus, gate, version, log, metrics, endpoint, config },
+    role: options.role,
+    blockSize: options.blockSize,
+    policy: options.routerPolicy === "blocks" ? "cost" : options.routerPolicy,
+    blockHasher: await loadBlockHasher(),
+    thresholds: {
+      activeDecodeBlocks: options.activeDecodeBlocksThreshold,
+      activePrefillTokens: options.activePrefillTokensThreshold,
+      activePrefillTokensFrac: options.activePrefillTokensThresholdFrac,
+    },
+    minInitialWorkers: options.minInitialWorkers,
+    acceptTimeoutMs: options.acceptTimeoutMs,
+  });
+  return serveUntilSignal(shell, options, metrics, {
+    name: "local",
+    ready: router.ready,
+    health: () => ({
+      ready: router.ready(),
+      body: { endpoint: options.endpoint, workers: router.holders(), stats: router.stats },
+    }),
+    metrics: metrics.text,
+    facts: { endpoint: options.endpoint, inst: router.inst },
+    drain: async () => {
+      await router.drain(options.drainTimeoutSecs * 1000);
+      await router.close();
+    },
+  });
+}
+
+function endpointOf(text: string): ReturnType<typeof parseEndpointPath> {
+  try {
+    return parseEndpointPath(text);
+  } catch (thrown) {
+    throw new TiergridError("config_invalid", `--endpoint: ${(thrown as Error).message}`);
+  }
+}
+
+interface RouterConfig {
+  readonly config: KvRouterConfig;
+  readonly warnings: readonly ConfigFault[];
+}
+
+/** File, then environment, then flags; throws every fault at once. */
+async function configOf(given: Given<typeof localFlags>): Promise<RouterConfig> {
+  const { config: path } = given.options;
+  const file = path === null ? {} : await fileOf(path);
+  const loaded = loadKvRouterConfig([file, ...kvRouterSources(given)]);
+  if (!loaded.ok) throw configError(loaded.faults);
+  const unsupported = unsupportedFields(loaded.config);
+  if (unsupported.length > 0) {
+    const message = `not supported by this release: ${unsupported.join(", ")}`;
+    throw new TiergridError("config_invalid", message);
+  }
+  return loaded;
+}
+
+async function fileOf(path: string): Promise<unknown> {
+  const read = await readConfigText(path);
+  if (!read.ok) throw configError([read.fault]);
+  const parsed = parseConfigText(read.text, formatOfPath(path));
+  if (!parsed.ok) throw configError([parsed.fault]);
+  return parsed.value;
+}
+
+function configError(faults: readonly ConfigFault[]): TiergridError {
+  return new TiergridError("config_invalid", faults.map(formatFault).join("\n"), { faults });
 }

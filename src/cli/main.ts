@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 import { runCommand } from "./commands.ts";
 
-process.exitCode = await runCommand(process.argv.slice(2), {
+const code = await runCommand(process.argv.slice(2), {
   environment: process.env,
   print: (text) => {
     process.stdout.write(text);
@@ -10,3 +10,6 @@ process.exitCode = await runCommand(process.argv.slice(2), {
     process.stderr.write(`${line}\n`);
   },
 });
+
+// A command that failed halfway may have left sockets and timers; what it printed goes out first.
+process.stdout.write("", () => process.exit(code));

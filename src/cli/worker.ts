@@ -1,8 +1,71 @@
+/** `tiergrid worker mock`: workers with mock engines, each an instance of its own. */
 import { TiergridError } from "../base/errors.ts";
 import type { Given } from "../base/flags.ts";
+import { formatFault } from "../config/config-fault.ts";
+import { parseConfigText, readConfigText } from "../config/config-text.ts";
+import { loadBlockHasher } from "../protocol/block-hashes.ts";
+import { parseEndpointPath } from "../protocol/subjects.ts";
+import { componentMetrics, processMetrics, workerMetrics } from "../runtime/metric-table.ts";
+import { createMetrics } from "../runtime/metrics.ts";
+import { MockDriver } from "../worker/mock-driver.ts";
+import { readMockEngineConfig } from "../worker/mock-engine-config.ts";
+import { startWorker, type Worker } from "../worker/worker.ts";
 import type { workerMockFlags } from "./flags-worker.ts";
+import { mockEngineOptionsOf } from "./mock-engine-options.ts";
+import { openShell, serveUntilSignal } from "./shell.ts";
 
-/** Runs the command until it ends by itself or by a signal; returns the exit code. */
-export async function run(_given: Given<typeof workerMockFlags>): Promise<number> {
-  throw new TiergridError("not_implemented", "this command is not part of this build");
+/** Runs the workers until a signal ends the process. */
+export async function run(given: Given<typeof workerMockFlags>): Promise<number> {
+  const { options } = given;
+  const endpoint = parseEndpointPath(options.endpoint);
+  const config = readMockEngineConfig(mockEngineOptionsOf(given, await fileOf(given)));
+  const metrics = createMetrics({ ...workerMetrics, ...componentMetrics, ...processMetrics });
+  const shell = await openShell(options, "wk", metrics);
+  const { clock, random, bus, gate, version } = shell;
+  const hasher = await loadBlockHasher();
+  const workers: Worker[] = [];
+  for (let number = 0; number < options.count; number++) {
+    const name = `${endpoint.namespace}-${number}`;
+    const engine = new MockDriver({
+      ...{ name, config, clock, random, hasher },
+      model: options.modelName,
+    });
+    workers.push(
+      startWorker({
+        ...{ bus, clock, random, gate, version, metrics, engine, endpoint },
+        log: shell.logs("worker"),
+        blockHasher: hasher,
+      }),
+    );
+  }
+  const ready = (): boolean => workers.every((worker) => worker.ready());
+  return serveUntilSignal(shell, options, metrics, {
+    name: "worker",
+    ready,
+    health: () => ({
+      ready: ready(),
+      body: { workers: workers.map((worker) => worker.health().body) },
+    }),
+    metrics: metrics.text,
+    facts: { endpoint: options.endpoint, workers: workers.map(({ inst }) => inst).join(",") },
+    drain: async () => {
+      await Promise.all(workers.map((worker) => worker.drain(options.drainTimeoutSecs * 1000)));
+    },
+  });
+}
+
+async function fileOf({
+  options,
+}: Given<typeof workerMockFlags>): Promise<Readonly<Record<string, unknown>>> {
+  const { engineConfig: path } = options;
+  if (path === null) return {};
+  const read = await readConfigText(path);
+  if (!read.ok) throw new TiergridError("config_invalid", formatFault(read.fault));
+  const parsed = parseConfigText(read.text, "json");
+  if (!parsed.ok) throw new TiergridError("config_invalid", formatFault(parsed.fault));
+  const { value } = parsed;
+  if (typeof value === "object" && value !== null && !Array.isArray(value)) {
+    return value as Readonly<Record<string, unknown>>;
+  }
+  throw new TiergridError("config_invalid", `${path}: expected a JSON object`);
 }

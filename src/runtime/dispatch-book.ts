@@ -88,13 +88,16 @@ export class DispatchBook<State> {
     return entry;
   }
 
-  /** Raises this level's part of the attempt number, after the first; false when it is used up. */
+  /**
+   * Raises this level's part of the attempt number by one per attempt already sent; false when it is
+   * used up. Asking again, while the policy waits, does not raise it again.
+   */
   raiseAttempt(entry: DispatchEntry<State>): boolean {
     if (entry.attempts === 0) return true;
-    const parts = attemptParts(entry.attempt);
-    const level = this.#level;
-    if (parts[level] >= attemptPartMax) return false;
-    entry.attempt = attemptNumber({ ...parts, local: 0, [level]: parts[level] + 1 });
+    const parts = attemptParts(entry.envelope.attempt);
+    const part = parts[this.#level] + entry.attempts;
+    if (part > attemptPartMax) return false;
+    entry.attempt = attemptNumber({ ...parts, local: 0, [this.#level]: part });
     return true;
   }
 

@@ -107,7 +107,11 @@ export class Dispatcher<State> {
     const answer = this.#answerTo(message, dispatch.envelope);
     try {
       if (this.#draining) throw new TiergridError("subscriber_shutdown", "this router is stopping");
-      void this.#run(this.#book.admit(dispatch, clock.nowMs()), answer);
+      const older = this.#book.entries.get(dispatch.envelope.rid);
+      const entry = this.#book.admit(dispatch, clock.nowMs());
+      if (older) this.#stopHop(older);
+      // Never rejects: whatever fails becomes the answer.
+      void this.#run(entry, answer);
     } catch (thrown) {
       answer(refusal(toTiergridError(thrown)));
     }
@@ -132,11 +136,16 @@ export class Dispatcher<State> {
     }
   }
 
+  /** Ends every entry and refuses what is still open; answers under way go on. */
   close(): void {
     this.#draining = true;
     this.#cancelSweep();
     for (const subscription of this.#subscriptions) subscription.unsubscribe();
-    for (const entry of [...this.#book.entries.values()]) this.#cancelEntry(entry);
+    for (const entry of [...this.#book.entries.values()]) {
+      if (entry.phase === "open") this.#cancelEntry(entry);
+      // An answer under way needs no dispatcher: its worker and its owner go on without.
+      else this.#book.end(entry, "closed");
+    }
   }
 
   /** Plans and offers until a hop accepts, the policy refuses, or the request is cancelled. */
@@ -253,10 +262,15 @@ export class Dispatcher<State> {
 
   /** Stops an open request; one that a worker has is told to stop and ends by the worker's notice. */
   #cancelEntry(entry: DispatchEntry<State>): void {
-    const control = entry.worker?.control ?? entry.target?.control;
-    if (control) sendCancel(this.#options.bus, control, entry.rid, entry.attempt);
+    this.#stopHop(entry);
     entry.cancel.abort();
-    if (entry.phase === "open" || this.#draining) this.#book.end(entry, "cancelled");
+    if (entry.phase === "open") this.#book.end(entry, "cancelled");
+  }
+
+  /** Tells the hop that has the attempt, or is being asked, to drop it. */
+  #stopHop({ rid, attempt, worker, target }: DispatchEntry<State>): void {
+    const control = worker?.control ?? target?.control;
+    if (control) sendCancel(this.#options.bus, control, rid, attempt);
   }
 
   #onNotice(message: BusMessage): void {

@@ -19,7 +19,7 @@ import { MockEngineCore } from "./mock-engine.ts";
 import type { MockEngineConfig } from "./mock-engine-config.ts";
 import type { MockFaults } from "./mock-faults.ts";
 import { changeFaults, containsRun, noFaults } from "./mock-faults.ts";
-import { handoffDelayMs } from "./mock-handoff.ts";
+import { handoffDelayMs, missingTransferMs } from "./mock-handoff.ts";
 import type { MockEntry } from "./mock-output.ts";
 import { cachedTokensOf, MockOutput } from "./mock-output.ts";
 import type { MockPass } from "./mock-pass.ts";
@@ -110,6 +110,11 @@ export class MockDriver implements Engine {
     this.#timer?.();
     this.#timer = undefined;
     for (const key of [...this.#entries.keys()]) this.cancel(key);
+    for (const rank of this.#ranks) {
+      if (rank.pass) rank.core.endPass();
+      rank.pass = undefined;
+      rank.dueMs = Number.POSITIVE_INFINITY;
+    }
   }
 
   submit(request: EngineRequest): void {
@@ -141,7 +146,7 @@ export class MockDriver implements Engine {
       entry.cancelTimer = clock.after(0, () => this.#endAtOnce(rank, entry));
       return;
     }
-    const transferMs = handoff ? this.#transferMs(rank, submission) : 0;
+    const transferMs = handoff ? missingTransferMs(config, rank.core, submission) : 0;
     if (transferMs === 0) this.#queue(rank, entry, submission);
     else {
       entry.cancelTimer = clock.after(transferMs, () => {
@@ -354,16 +359,6 @@ export class MockDriver implements Engine {
     const sink = this.#sink;
     void this.stop(); // Synchronous in effect; nothing to wait for.
     sink?.onDeath(new TiergridError("worker_lost", "mock engine: crashed on a marker"));
-  }
-
-  /** `destination_missing` moves the tokens of the blocks this rank does not have. */
-  #transferMs(rank: Rank, submission: MockSubmission): number {
-    const { config } = this.#options;
-    if (config.kvTransferTimingMode === "full_prompt") return 0;
-    const { sequenceHashes, promptTokens } = submission;
-    const hashedBlocks = sequenceHashes.length >> 1;
-    const hits = rank.core.cachedBlocks({ sequenceHashes, hashedBlocks, length: promptTokens + 1 });
-    return handoffDelayMs(config, Math.max(0, promptTokens - hits * config.blockSize));
   }
 
   /** The rank a request names, else the one with the least to do, the lowest on ties. */

@@ -1,6 +1,8 @@
 /** The handoff of a mock prefill leg to a decode leg: its object and its time. */
 import { TiergridError } from "../base/errors.ts";
+import type { MockEngineCore } from "./mock-engine.ts";
 import type { MockEngineConfig } from "./mock-engine-config.ts";
+import type { MockSubmission } from "./mock-request.ts";
 
 /** Opaque to everyone but a mock decode engine. */
 export interface MockHandoff {
@@ -19,6 +21,21 @@ export function handoffDelayMs(config: MockEngineConfig, tokens: number): number
   if (config.kvTransferGbPerSecond === 0) return 0;
   const ms = (tokens * config.kvBytesPerToken) / (config.kvTransferGbPerSecond * 1e6);
   return Math.min(ms / config.speedupRatio, config.handoffSessionTimeoutMs);
+}
+
+/**
+ * With `destination_missing` a decode leg first waits, in ms, for the tokens of the blocks that its
+ * engine does not have; otherwise the prefill leg has waited for the whole prompt.
+ */
+export function missingTransferMs(
+  config: MockEngineConfig,
+  core: MockEngineCore,
+  { sequenceHashes, promptTokens }: MockSubmission,
+): number {
+  if (config.kvTransferTimingMode === "full_prompt") return 0;
+  const hashedBlocks = sequenceHashes.length >> 1;
+  const hits = core.cachedBlocks({ sequenceHashes, hashedBlocks, length: promptTokens + 1 });
+  return handoffDelayMs(config, Math.max(0, promptTokens - hits * config.blockSize));
 }
 
 /** Checks what a decode leg brings for a prompt of `promptTokens`; throws `invalid_request`. */

@@ -39,6 +39,8 @@ export interface PoolOptions {
 
 export interface FleetWorker {
   readonly namespace: string;
+  /** The worker's own connection, for faults. */
+  readonly bus: Bus;
   readonly worker: Worker;
   readonly engine: MockDriver;
   /** Disappears without a word, as a crash would. */
@@ -49,8 +51,14 @@ export interface FleetWorker {
 export interface FleetPool {
   readonly role: CardRole;
   readonly namespace: string;
+  /** The router that runs; another one after `restartRouter`. */
   readonly router: LocalRouter;
+  readonly routerBus: Bus;
   readonly workers: readonly FleetWorker[];
+  /** Kills the router without a word and starts a new one, which knows nothing. */
+  restartRouter(): Promise<void>;
+  /** Kills the worker at `place` without a word and starts a new one in its place. */
+  replaceWorker(place: number): Promise<void>;
   /** True while the router can choose every worker. */
   ready(): boolean;
   close(): Promise<void>;
@@ -84,7 +92,6 @@ interface PoolPlace {
 }
 
 export async function startPool(options: PoolOptions, place: PoolPlace): Promise<FleetPool> {
-  const { clock, random, logs, kvRouter, workerPolicy, acceptTimeoutMs, version } = options;
   const { namespace, blockHasher } = place;
   const role = phaseOfRole[place.role];
   const endpoint: EndpointPath = {
@@ -93,6 +100,62 @@ export async function startPool(options: PoolOptions, place: PoolPlace): Promise
     endpoint: "generate",
   };
   const engines = options.enginesOf(role, namespace);
+  const startRouter = (): Promise<PoolRouter> =>
+    startPoolRouter(options, { endpoint, role, engines, blockHasher });
+  let running = await startRouter();
+  const workers: FleetWorker[] = [];
+  for (const engine of engines) {
+    workers.push(await startPoolWorker(options, endpoint, engine, blockHasher));
+  }
+  const selectable = (): number =>
+    running.router.holders().filter((holder) => holder.selectable).length;
+  const ranks = engines.reduce((sum, engine) => sum + engine.dpSize, 0);
+  return {
+    role,
+    namespace,
+    workers,
+    get router() {
+      return running.router;
+    },
+    get routerBus() {
+      return running.part.bus;
+    },
+    ready: () => running.router.ready() && selectable() >= ranks,
+    restartRouter: async () => {
+      await closePart(running.part);
+      await running.router.close();
+      running = await startRouter();
+    },
+    replaceWorker: async (at) => {
+      const engine = engines[at];
+      if (!engine) return;
+      await workers[at]?.kill();
+      workers[at] = await startPoolWorker(options, endpoint, engine, blockHasher);
+    },
+    close: async () => {
+      await Promise.all(workers.map((worker) => worker.close()));
+      await running.router.close();
+      await closePart(running.part);
+    },
+  };
+}
+
+interface PoolRouter {
+  readonly part: Part;
+  readonly router: LocalRouter;
+}
+
+interface RouterPlace {
+  readonly endpoint: EndpointPath;
+  readonly role: CardRole;
+  readonly engines: readonly MockEngineConfig[];
+  readonly blockHasher: BlockHasher;
+}
+
+async function startPoolRouter(options: PoolOptions, place: RouterPlace): Promise<PoolRouter> {
+  const { clock, random, logs, kvRouter, workerPolicy, acceptTimeoutMs, version } = options;
+  const { endpoint, role, engines, blockHasher } = place;
+  const { namespace } = endpoint;
   const part = await connectPart(options, "lo", namespace);
   const router = startLocalRouter({
     ...part,
@@ -115,24 +178,7 @@ export async function startPool(options: PoolOptions, place: PoolPlace): Promise
     acceptTimeoutMs,
     version,
   });
-  const workers: FleetWorker[] = [];
-  for (const engine of engines) {
-    workers.push(await startPoolWorker(options, endpoint, engine, blockHasher));
-  }
-  const selectable = (): number => router.holders().filter((holder) => holder.selectable).length;
-  const ranks = engines.reduce((sum, engine) => sum + engine.dpSize, 0);
-  return {
-    role,
-    namespace,
-    router,
-    workers,
-    ready: () => router.ready() && selectable() >= ranks,
-    close: async () => {
-      await Promise.all(workers.map((worker) => worker.close()));
-      await router.close();
-      await closePart(part);
-    },
-  };
+  return { part, router };
 }
 
 async function startPoolWorker(
@@ -165,6 +211,7 @@ async function startPoolWorker(
   });
   return {
     namespace,
+    bus: part.bus,
     worker,
     engine,
     kill: async () => {

@@ -13,6 +13,7 @@ import type { FrontendSettings } from "../frontend/frontend-parts.ts";
 import { type RunningFrontend, startFrontend } from "../frontend/start-frontend.ts";
 import { type GlobalRouter, startGlobalRouter } from "../global-router/global-router.ts";
 import { loadBlockHasher } from "../protocol/block-hashes.ts";
+import type { Bus } from "../runtime/bus.ts";
 import {
   bookingMetrics,
   componentMetrics,
@@ -44,6 +45,7 @@ export interface FleetOptions extends PoolOptions {
 
 export interface Fleet {
   readonly frontend: RunningFrontend;
+  readonly frontBus: Bus;
   readonly global: GlobalRouter;
   /** In the order of the pool config: by role, then by index. */
   readonly pools: readonly FleetPool[];
@@ -97,14 +99,16 @@ export async function startFleet(options: FleetOptions): Promise<Fleet> {
       pools.push(await startPool(options, { role, namespace, blockHasher }));
     }
   }
-  const workers = pools.flatMap((pool) => pool.workers);
   const ready = (): boolean =>
     frontend.ready() && global.ready() && pools.every((pool) => pool.ready());
   return {
     frontend,
     global,
+    frontBus: front.bus,
     pools,
-    workers,
+    get workers() {
+      return pools.flatMap((pool) => pool.workers);
+    },
     metrics,
     ready: async (timeoutMs) => {
       const untilMs = clock.nowMs() + timeoutMs;
@@ -115,8 +119,8 @@ export async function startFleet(options: FleetOptions): Promise<Fleet> {
     },
     close: async () => {
       await frontend.close();
-      await Promise.all(pools.map((pool) => pool.close()));
       await global.close();
+      await Promise.all(pools.map((pool) => pool.close()));
       await Promise.all([closePart(front), closePart(top)]);
     },
   };

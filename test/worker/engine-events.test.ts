@@ -98,7 +98,7 @@ it("tells routers exactly what each rank has cached, live, by ring and by dump",
     expect(blocksAfter(dump.events)).toEqual(blocksAfter(events));
     const ring = await recover(rig, one, events.length - 5, dpRank);
     expect(ring).toEqual({ type: "events", events: events.slice(-5) });
-    // The engine says what it holds by taking a prompt from the cache; the index must agree.
+    // A router that restores from the dump has as many blocks as the worker.
     const index = new KvIndex({ mode: "identity", random: mulberry32(1), chain: hasher.chain });
     const slot = index.holder(one.worker.inst, dpRank, 60);
     for (const event of dump.events) {
@@ -109,6 +109,25 @@ it("tells routers exactly what each rank has cached, live, by ring and by dump",
   expect(one.worker.health().body).toMatchObject({ kv_events_refused: 0 });
   const sources = new Set(batches.map(({ stateSource }) => stateSource));
   expect(sources.size).toBe(1);
+});
+
+it("never says that a block is cached which the engine does not take from its cache", async () => {
+  const rig = newRig();
+  const one = await addWorker(rig, { dp_size: 2, num_gpu_blocks: 60 });
+  await runLoad(rig, one, 12);
+  for (let first = 1_000; first <= 4_000; first += 1_000) {
+    const dump = await recover(rig, one, undefined, 0);
+    if (dump.type !== "tree_dump") throw new Error(dump.type);
+    const known = new Set(blocksAfter(dump.events));
+    const tokens = promptOf(33, first);
+    const hashes = names(hasher.hashBlocks(tokens, 4).sequence, 0, 2);
+    const depth = hashes.findIndex((name) => !known.has(name));
+    const body = bodyOf(1, { routing: { dp_rank: 0 } });
+    const answer = ask(rig, { workers: [one], tokens, body });
+    await rig.clock.runFor(500);
+    const cached_tokens = 4 * (depth < 0 ? hashes.length : depth);
+    expect(answer.ends[0]?.usage?.prompt_tokens_details).toEqual({ cached_tokens });
+  }
 });
 
 it("numbers events before they get lost, so that routers see the gap and can ask", async () => {
@@ -136,7 +155,6 @@ it("numbers events before they get lost, so that routers see the gap and can ask
 it("refuses a query that is not one, or not for it", async () => {
   const rig = newRig();
   const one = await addWorker(rig);
-  const elsewhere = { worker: { ...one.worker, inst: "77" } };
   const chunks: Uint8Array[] = [];
   const reply = `${rig.bus.inboxPrefix}.q`;
   rig.bus.subscribe(reply, ({ payload }) => void chunks.push(payload));
@@ -144,8 +162,7 @@ it("refuses a query that is not one, or not for it", async () => {
   rig.bus.publish(subject, new TextEncoder().encode("?"), { reply });
   await rig.clock.runFor(10);
   expect(decodeKvAnswer(chunks.splice(0)).answer).toMatchObject({ type: "error" });
-  const { inst } = elsewhere.worker;
-  const query = encodeKvQuery({ workerId: inst, startEventId: 0, endEventId: undefined });
+  const query = encodeKvQuery({ workerId: "77", startEventId: 0, endEventId: undefined });
   rig.bus.publish(subject, query, { reply });
   await rig.clock.runFor(10);
   expect(decodeKvAnswer(chunks).answer).toMatchObject({ type: "error" });

@@ -244,6 +244,27 @@ it("refuses what can never run and clamps what would outgrow the pool", () => {
   expect(submit(short, { key: 1, prompt: 9, output: 5 })).toMatchObject({ maxOutputTokens: 1 });
 });
 
+it("gives the tokens of a preempted request back to the budget of the pass", () => {
+  const core = newCore({
+    num_gpu_blocks: 4,
+    block_size: 4,
+    max_num_batched_tokens: 3,
+    preemption_mode: "fifo",
+    enable_prefix_caching: false,
+  });
+  const [first, second, third] = [1, 1, 8].map(
+    (prompt, key) => submit(core, { key, prompt, output: 20 }) as MockRequest,
+  );
+  for (let pass = 1; pass <= 4; pass++) {
+    core.startPass(0);
+    core.endPass();
+  }
+  expect([first, second, third].map((request) => request?.computed)).toEqual([4, 4, 4]);
+  // The first takes the last free block; the second preempts it, and the third gets its token.
+  expect(core.startPass(0)?.preempted).toEqual([first]);
+  expect([first, second, third].map((request) => request?.computed)).toEqual([0, 5, 6]);
+});
+
 it("holds a prefill leg's blocks until they are released", () => {
   const core = newCore({ worker_type: "prefill" });
   const request = submit(core, { key: 0, prompt: 130, output: 9, prefillOnly: true });

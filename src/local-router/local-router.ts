@@ -12,6 +12,7 @@
  */
 import { type Clock, every } from "../base/clock.ts";
 import { mulberry32, type Random, randomId, randomU32 } from "../base/random.ts";
+import { type ThresholdUpdate, updateBusyThresholds } from "../config/busy-thresholds.ts";
 import { subscribesToKvEvents } from "../config/kv-router-config.ts";
 import { choiceTables } from "../core/decision.ts";
 import { type IndexMode, type IndexStats, KvIndex } from "../core/kv-index.ts";
@@ -72,9 +73,8 @@ export interface LocalRouter {
   /** True once it may serve and while a worker takes requests. */
   ready(): boolean;
   holders(): readonly HolderView[];
-  thresholds(): BusyThresholds;
-  /** Takes effect at the next choice. */
-  setThresholds(thresholds: BusyThresholds): void;
+  /** Busy thresholds, changed by what `body` gives under the names of the wire; at once in effect. */
+  updateThresholds(body: Readonly<Record<string, unknown>>): ThresholdUpdate;
   readonly totals: Readonly<DispatcherTotals>;
   readonly stats: LocalStats;
   /** Takes no new requests; resolves when every open one has found its worker, or at `graceMs`. */
@@ -144,8 +144,11 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
     inst,
     ready: () => presence.state() === "ready" && directory.selectableCount > 0,
     holders: () => holderViews(tables),
-    thresholds: () => roster.thresholds,
-    setThresholds: (thresholds) => roster.setThresholds(thresholds),
+    updateThresholds(body) {
+      const update = updateBusyThresholds(roster.thresholds, body);
+      if (update.ok) roster.setThresholds(update.thresholds);
+      return update;
+    },
     totals,
     get stats() {
       return {

@@ -14,6 +14,7 @@ import { decodeControl, encodeControlReply } from "../../src/protocol/stream-con
 import type { EndFrame } from "../../src/protocol/stream-frames.ts";
 import { controlSubject, generateSubject } from "../../src/protocol/subjects.ts";
 import type { Bus } from "../../src/runtime/bus.ts";
+import { startEchoGate } from "../../src/runtime/echo-gate.ts";
 import { createMemoryNetwork, type MemoryNetwork } from "../../src/runtime/memory-bus.ts";
 import type { CallRequest, OwnerCall, Route } from "../../src/runtime/owner-request.ts";
 import { createStreamOwner, type StreamOwner } from "../../src/runtime/stream-owner.ts";
@@ -56,7 +57,8 @@ export function startFleet(seed: number, workers: readonly WorkerOptions[]): Fle
   const random = mulberry32(seed);
   const network = createMemoryNetwork({ clock, random });
   const bus = network.connect({ role: "fe" });
-  const owner = createStreamOwner({ bus, clock, random });
+  const gate = startEchoGate(bus, clock);
+  const owner = createStreamOwner({ bus, clock, random, gate });
   const started = workers.map((options, index) =>
     startWorker(network.connect({ role: "wk" }), clock, `w${index}`, options),
   );

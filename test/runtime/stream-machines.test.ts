@@ -299,6 +299,19 @@ it("tells silences apart, and counts none while the gate is closed", () => {
   expect(consumer.silence(idleAtMs, true)).toBeUndefined();
 });
 
+it("asks for what it may have missed as soon as the bus carries messages again", () => {
+  const consumer = newConsumer();
+  consumer.thaw(100);
+  expect(consumer.takeResume(100)).toBeUndefined();
+  consumer.take(tokens(0, 3), 200);
+  consumer.take(tokens(9), 201);
+  expect(consumer.takeResume(201)).toBe(3);
+  consumer.thaw(202);
+  expect(consumer.takeResume(202)).toBe(3);
+  expect(consumer.silence(1_201, true)).toBeUndefined();
+  expect(consumer.silence(1_202, true)).toBe("stream_idle");
+});
+
 it("estimates the p99 of gaps within a third, and follows a change of scale", () => {
   const random = mulberry32(5);
   const gaps = new GapQuantile();

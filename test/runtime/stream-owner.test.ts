@@ -265,6 +265,46 @@ it("answers at once while the broker is down, and carries running answers over t
   expect(fleet.owner.totals.migrations).toBe(0);
 });
 
+it("moves nothing while the broker hangs, and goes on as soon as it wakes", async () => {
+  const fleet = startFleet(13, [{}, {}]);
+  const { network, clock } = fleet;
+  const everybody = [fleet.bus, ...fleet.workers.map(({ bus }) => bus)];
+  const answers = Array.from({ length: 6 }, (_, index) =>
+    ask(fleet, { maxTokens: 400, route: routeInOrder(fleet, index) }),
+  );
+  await clock.runFor(500);
+  const before = answers.map(({ tokens }) => tokens.length);
+  network.faults.freeze(...everybody);
+  await clock.runFor(4_000);
+  expect(answers.map(({ tokens }) => tokens.length)).toEqual(before);
+  network.faults.thaw(...everybody);
+  await clock.runFor(300);
+  for (const [index, { tokens }] of answers.entries()) {
+    expect(tokens.length).toBeGreaterThan(before[index]! + 150);
+  }
+  await clock.runFor(10_000);
+  for (const answer of answers) expectWhole(answer, 400);
+  expect(fleet.owner.totals).toMatchObject({ migrations: 0, dispatches: 6 });
+});
+
+it("moves when a worker freezes for long, and not when it freezes for a moment", async () => {
+  const fleet = startFleet(14, [{}, {}]);
+  const { network, clock, workers } = fleet;
+  const answer = ask(fleet, { maxTokens: 300 });
+  await clock.runFor(500);
+  network.faults.freeze(workers[0]!.bus);
+  await clock.runFor(600);
+  network.faults.thaw(workers[0]!.bus);
+  await clock.runFor(500);
+  expect(fleet.owner.totals.migrations).toBe(0);
+  network.faults.cut(workers[0]!.bus);
+  await clock.runFor(1_500);
+  network.faults.heal(workers[0]!.bus);
+  await clock.runFor(8_000);
+  expectWhole(answer, 300);
+  expect(fleet.owner.totals.migrations).toBe(1);
+});
+
 it("fails a stream whose frame is larger than the bus takes, and only that", async () => {
   const clock = new ManualClock();
   const random = mulberry32(1);

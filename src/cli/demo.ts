@@ -9,9 +9,9 @@ import { loadPoolConfigFile, poolConfigError } from "../config/load-pool-config.
 import type { HttpServer } from "../frontend/http-server.ts";
 import type { CardRole } from "../runtime/instance-card.ts";
 import { boundedSink, createLogs, readLogFilter } from "../runtime/log.ts";
-import { runLoad } from "../sim/demo-load.ts";
 import { DemoReport, type DemoSummary } from "../sim/demo-report.ts";
 import { type Fleet, startFleet } from "../sim/fleet.ts";
+import { forkLoad } from "../sim/forked-load.ts";
 import type { TraceRequest } from "../sim/mooncake-trace.ts";
 import { synthesisPresets, synthesizeTrace } from "../sim/trace-synth.ts";
 import { readTraceFile, recordedBatchMs, spreadArrivals } from "../sim/workload.ts";
@@ -93,12 +93,11 @@ async function replay(fleet: Fleet, bus: DemoBus, url: string, run: Run): Promis
   const clock = realClock;
   const startMs = clock.nowMs();
   const stopShowing = every(clock, screen.live ? terminalPeriodMs : plainPeriodMs, show);
-  await runLoad({
-    ...{ url, model, requests, seed: options.seed, clock, signal },
+  await forkLoad({
+    ...{ url, model, requests, seed: options.seed, signal },
     onStart: () => {
       report.started += 1;
     },
-    onGap: (gapMs, count) => report.itl.add(gapMs, count),
     onResult: (result) => report.take(result),
   });
   stopShowing();

@@ -139,7 +139,7 @@ const busFlags = {
     flag: "log",
     env: "DYN_LOG",
     type: "string",
-    default: "warn",
+    default: "error",
     group: "Logs",
     help: "Filter: a level, then target=level pairs.",
   },

@@ -61,6 +61,7 @@ export async function run({ options }: Given<typeof globalFlags>): Promise<numbe
   const frontend = startFrontend({
     ...parts,
     log: shell.logs("frontend"),
+    acceptTimeoutMs: options.acceptTimeoutMs,
     settings: settingsOf(options),
     ...(tokenizer && { tokenizer }),
   });

@@ -276,13 +276,17 @@ const lossTexts = {
 } as const;
 
 function annotationsOf({ exchange, request, prepared }: Admitted): [string, unknown][] {
-  const asked = new Set(request.body.nvext?.annotations ?? []);
-  const values: [string, unknown][] = [
-    ["request_id", exchange.requestId],
-    ["token_ids", [...(prepared.choices[0]?.tokens ?? [])]],
-    ["formatted_prompt", prepared.formattedPrompt],
+  const asked = request.body.nvext?.annotations ?? [];
+  const values: [string, () => unknown][] = [
+    ["request_id", () => exchange.requestId],
+    ["token_ids", () => [...(prepared.choices[0]?.tokens ?? [])]],
+    ["formatted_prompt", () => prepared.formattedPrompt],
   ];
-  return values.filter(([name, value]) => asked.has(name) && value !== undefined).reverse();
+  return values
+    .filter(([name]) => asked.includes(name))
+    .map(([name, read]): [string, unknown] => [name, read()])
+    .filter(([, value]) => value !== undefined)
+    .reverse();
 }
 
 function identityOf({ exchange, parts, model }: Admitted): AnswerIdentity {

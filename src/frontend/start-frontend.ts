@@ -24,6 +24,8 @@ export interface StartFrontendOptions {
   readonly log: Log;
   readonly metrics: FrontendMetrics;
   readonly model: string;
+  /** Time a request gets to be accepted, queued or refused. */
+  readonly acceptTimeoutMs: number;
   readonly settings?: Partial<FrontendSettings>;
   /** Without it the mock model's. */
   readonly tokenizer?: ModelTokenizer;
@@ -42,8 +44,9 @@ export interface RunningFrontend {
 
 export function startFrontend(options: StartFrontendOptions): RunningFrontend {
   const { bus, clock, random, gate, log, metrics, model, settings = {}, tokenizer } = options;
+  const { acceptTimeoutMs } = options;
   const table = watchInstances({ bus, clock, gate, accept: ({ kind }) => kind === "global" });
-  const owner = createStreamOwner({ bus, clock, random, gate });
+  const owner = createStreamOwner({ bus, clock, random, gate, acceptTimeoutMs });
   const models = createModelDirectory({ table, model, clock, random });
   const http = createFrontend({
     owner,

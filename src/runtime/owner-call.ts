@@ -64,7 +64,7 @@ export class Call {
     this.#places = new CallPlaces(shared, rid);
     this.#record = new AnswerRecord(nowMs, request.priorDecisionIds);
     this.#deadlineAtMs = nowMs + request.deadlineMs;
-    this.consumer = new StreamConsumer(request.firstTokenTimeoutMs, shared.totals);
+    this.consumer = new StreamConsumer(request.firstTokenTimeoutMs, shared.totals, shared.acceptMs);
     this.done = new Promise((resolve) => {
       this.#settle = resolve;
     });

@@ -74,6 +74,8 @@ export interface OwnerShared {
   readonly clock: Clock;
   readonly gate: EchoGate;
   readonly guard: PoisonGuard;
+  /** Dispatch to the first sign of life of whoever holds the request. */
+  readonly acceptMs: number;
   /** Subject of every stream of this owner. */
   readonly inbox: string;
   readonly totals: OwnerTotals;

@@ -40,6 +40,7 @@ const cancelledMax = 64;
 export class StreamConsumer {
   readonly totals: ConsumerTotals;
   readonly #firstTokenMs: number;
+  readonly #acceptMs: number;
   readonly #gaps = new GapQuantile();
   readonly #cancelledMs = new Map<number, number>();
   readonly #cancels: number[] = [];
@@ -61,8 +62,13 @@ export class StreamConsumer {
   #framesSinceAck = 0;
   #paused = false;
 
-  constructor(firstTokenMs: number, totals: ConsumerTotals) {
+  constructor(
+    firstTokenMs: number,
+    totals: ConsumerTotals,
+    acceptMs: number = streamDefaults.acceptMs,
+  ) {
     this.#firstTokenMs = firstTokenMs;
+    this.#acceptMs = acceptMs;
     this.totals = totals;
   }
 
@@ -134,7 +140,7 @@ export class StreamConsumer {
       return undefined;
     }
     const silentMs = nowMs - this.#frameMs;
-    if (!this.#heard) return silentMs >= streamDefaults.acceptMs ? "accept_timeout" : undefined;
+    if (!this.#heard) return silentMs >= this.#acceptMs ? "accept_timeout" : undefined;
     const { livenessMs, livenessGaps, idleMs, idleGaps } = streamDefaults;
     if (silentMs >= Math.max(livenessMs, livenessGaps * this.#gaps.p99Ms)) return "stream_idle";
     if (!this.#pinned) {

@@ -22,6 +22,8 @@ export interface StreamOwnerOptions {
   readonly gate?: EchoGate;
   /** Workers that may die under one request before it is refused; default 3. */
   readonly poisonWorkersMax?: number;
+  /** Dispatch to the first sign of life of whoever holds the request; default 300 ms. */
+  readonly acceptTimeoutMs?: number;
 }
 
 export interface StreamOwner {
@@ -54,6 +56,7 @@ class Owner implements OwnerShared {
   readonly clock: Clock;
   readonly gate: EchoGate;
   readonly guard: PoisonGuard;
+  readonly acceptMs: number;
   readonly inbox: string;
   readonly totals: OwnerTotals = {
     dispatches: 0,
@@ -79,6 +82,7 @@ class Owner implements OwnerShared {
     this.bus = bus;
     this.clock = clock;
     this.gate = gate;
+    this.acceptMs = options.acceptTimeoutMs ?? streamDefaults.acceptMs;
     this.guard = new PoisonGuard(poisonWorkersMax);
     this.inbox = `${bus.inboxPrefix}.s`;
     this.#random = random;

@@ -26,6 +26,8 @@ export interface CompletionResult {
   readonly fault: string | undefined;
   /** From the arrival to the first token. */
   readonly ttftMs: number | undefined;
+  /** Gaps between tokens in ms, as pairs of a gap and how many tokens had it. */
+  readonly gaps: readonly number[];
   /** Tokens that were not the expected ones, missing and extra ones included. */
   readonly mismatches: number;
   readonly outputTokens: number;
@@ -43,8 +45,6 @@ export interface CompletionClient {
   readonly agent: Agent;
   readonly clock: Clock;
   readonly signal: AbortSignal;
-  /** Told of each gap between tokens, `count` times `gapMs`. */
-  readonly onGap: (gapMs: number, count: number) => void;
 }
 
 /** Bytes of one event, at most. */
@@ -152,6 +152,8 @@ class AnswerReader {
   #mismatches = 0;
   #ttftMs: number | undefined;
   #lastMs = 0;
+  #untimed = 0;
+  readonly #gaps: number[] = [];
   #usage: Chunk["usage"];
   #workers: NonNullable<Chunk["nvext"]>["worker_id"];
   #fault: string | undefined;
@@ -169,6 +171,7 @@ class AnswerReader {
       throw new TiergridError("malformed_reply", `an event of more than ${eventBytesMax} bytes`);
     }
     for (const event of events) this.#event(event);
+    if (this.#untimed > 0) this.#time();
   }
 
   result(ending?: Ending): CompletionResult {
@@ -180,6 +183,7 @@ class AnswerReader {
       outcome: ending?.outcome ?? (complete ? "completed" : "failed"),
       fault: ending?.fault ?? fault,
       ttftMs: this.#ttftMs,
+      gaps: this.#gaps,
       mismatches: this.#mismatches + (complete ? Math.abs(outputTokens - this.#tokens) : 0),
       outputTokens: this.#tokens,
       promptTokens: this.#usage?.prompt_tokens ?? prompt.length,
@@ -205,18 +209,21 @@ class AnswerReader {
   }
 
   #take(tokenIds: readonly number[]): void {
-    const { clock, onGap } = this.#client;
-    const { seed, prompt, arrivalMs } = this.#completion;
-    const nowMs = clock.nowMs();
-    const count = tokenIds.length;
-    if (this.#ttftMs === undefined) this.#ttftMs = nowMs - arrivalMs;
-    // Tokens that come together share the time since the last ones.
-    else onGap((nowMs - this.#lastMs) / count, count);
-    this.#lastMs = nowMs;
+    const { seed, prompt } = this.#completion;
     for (const tokenId of tokenIds) {
       if (tokenId !== mockToken(seed, prompt.length + this.#tokens)) this.#mismatches += 1;
       this.#tokens += 1;
     }
+    this.#untimed += tokenIds.length;
+  }
+
+  /** Tokens of one read came together: they share the time since the last ones. */
+  #time(): void {
+    const nowMs = this.#client.clock.nowMs();
+    if (this.#ttftMs === undefined) this.#ttftMs = nowMs - this.#completion.arrivalMs;
+    else this.#gaps.push((nowMs - this.#lastMs) / this.#untimed, this.#untimed);
+    this.#lastMs = nowMs;
+    this.#untimed = 0;
   }
 }
 

@@ -1,4 +1,5 @@
 /** The load of the demo: a trace replayed over HTTP at its own pace, whatever the answers take. */
+import { setMaxListeners } from "node:events";
 import { Agent } from "node:http";
 import { type Clock, sleep } from "../base/clock.ts";
 import { mulberry32 } from "../base/random.ts";
@@ -25,19 +26,20 @@ export interface LoadOptions {
   readonly clock: Clock;
   readonly signal: AbortSignal;
   readonly onStart: () => void;
-  readonly onGap: CompletionClient["onGap"];
   readonly onResult: (result: CompletionResult) => void;
 }
 
 /** Sends every request at its arrival; resolves when the last has ended, or soon after `signal`. */
 export async function runLoad(options: LoadOptions): Promise<void> {
-  const { url, model, requests, clock, signal, onGap } = options;
+  const { url, model, requests, clock, signal } = options;
   const agent = new Agent({
     keepAlive: true,
     maxSockets: concurrencyMax,
     maxFreeSockets: idleConnectionsMax,
   });
-  const client: CompletionClient = { url, model, agent, clock, signal, onGap };
+  const client: CompletionClient = { url, model, agent, clock, signal };
+  // Every request under way listens to the one signal.
+  setMaxListeners(concurrencyMax + 1, signal);
   const underWay = new Set<Promise<void>>();
   const startMs = clock.nowMs();
   for (const [number, request] of requests.entries()) {

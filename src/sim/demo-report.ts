@@ -88,6 +88,8 @@ export class DemoReport {
     this.tokenMismatches += result.mismatches;
     this.outputTokens += result.outputTokens;
     if (result.ttftMs !== undefined) this.ttft.add(result.ttftMs);
+    const { gaps } = result;
+    for (let at = 0; at < gaps.length; at += 2) this.itl.add(gaps[at] ?? 0, gaps[at + 1]);
     const { fault } = result;
     if (fault !== undefined && this.faults.length < faultsMax && !this.faults.includes(fault)) {
       this.faults.push(fault);

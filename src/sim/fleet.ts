@@ -73,6 +73,7 @@ export async function startFleet(options: FleetOptions): Promise<Fleet> {
     log: logs("frontend"),
     metrics,
     model,
+    acceptTimeoutMs: options.acceptTimeoutMs,
     settings: options.frontend ?? {},
   });
   const top = await connectPart(options, "gl", "global");

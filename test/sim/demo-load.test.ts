@@ -54,7 +54,6 @@ async function load(answer: Answer, signal?: AbortSignal): Promise<CompletionRes
     clock: realClock,
     signal: signal ?? new AbortController().signal,
     onStart: () => {},
-    onGap: () => {},
     onResult: (result) => results.push(result),
   });
   server.closeAllConnections();

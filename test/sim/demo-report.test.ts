@@ -8,6 +8,7 @@ const result = (change: Partial<CompletionResult>): CompletionResult => ({
   outcome: "completed",
   fault: undefined,
   ttftMs: 100,
+  gaps: [10, 8, 30, 1],
   mismatches: 0,
   outputTokens: 10,
   promptTokens: 1000,
@@ -67,7 +68,7 @@ it("sums requests up by outcome, pool and worker", () => {
     bus: "embedded",
     duration_s: 1.5,
     kv_hit_ratio: 0.5,
-    itl_ms: { p50: null, p99: null },
+    ttft_ms: { p50: 100.78, p99: 100.78 },
     pools: [
       {
         namespace: "prefill-fast",

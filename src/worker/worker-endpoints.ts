@@ -44,7 +44,13 @@ export interface WorkerEndpoints {
   close(): void;
 }
 
-type Count = (requestBytes: number, startedMs: number, error?: TiergridError) => void;
+/** Where a request was refused, as the `error_type` label says. */
+type FailedAt = "deserialization" | "generate";
+type Count = (requestBytes: number, startedMs: number, failed?: Failed) => void;
+interface Failed {
+  readonly error: TiergridError;
+  readonly at: FailedAt;
+}
 
 export function serveWorker(options: EndpointOptions): WorkerEndpoints {
   const { bus, inst, endpoint, role } = options;
@@ -93,7 +99,8 @@ function receive(options: EndpointOptions, count: Count, message: BusMessage, ph
   } catch (thrown) {
     const error = toTiergridError(thrown);
     refuse(bus, message, dispatch?.envelope, error);
-    count(message.payload.length, startedMs, error);
+    const at = dispatch ? "generate" : "deserialization";
+    count(message.payload.length, startedMs, { error, at });
   }
 }
 
@@ -163,12 +170,10 @@ function counterOf(options: EndpointOptions, service: MicroService): Count {
     name: endpoint.endpoint,
     subject: endpointSubject(endpoint),
   });
-  return (requestBytes, startedMs, error) => {
+  return (requestBytes, startedMs, failed) => {
     requests.add();
     bytes.add(requestBytes);
-    micro.count(clock.nowMs() - startedMs, error);
-    if (!error) return;
-    const error_type = error.code === "invalid_request" ? "deserialization" : "generate";
-    metrics.counter("dynamo_component_errors_total", { error_type }).add();
+    micro.count(clock.nowMs() - startedMs, failed?.error);
+    if (failed) metrics.counter("dynamo_component_errors_total", { error_type: failed.at }).add();
   };
 }

@@ -93,10 +93,12 @@ export class WorkerJobs {
   readonly #sender: StreamSender;
   readonly #byKey = new Map<number, Job>();
   readonly #byRid = new Map<string, Job>();
+  readonly #blockSize: number;
   #nextKey = 1;
 
   constructor(options: WorkerJobsOptions) {
     this.#options = options;
+    this.#blockSize = options.engine.card.blockSize;
     const { bus, clock, gate, inst, epoch } = options;
     const onCancel = (stream: SenderStream, cause: CancelCause) => this.#onCancel(stream, cause);
     this.#sender = createStreamSender({ bus, clock, gate, inst, epoch, onCancel });
@@ -156,9 +158,10 @@ export class WorkerJobs {
       const key = step.keys[start] ?? 0;
       for (end = start + 1; end < step.count && step.keys[end] === key; ) end++;
       const job = this.#byKey.get(key);
-      const tokenIds = job ? Array.from(step.tokenIds.subarray(start, end)) : [];
-      if (job?.envelope.phase === "prefill") job.held.push(...tokenIds);
-      else if (job) this.#output(job, { tokenIds });
+      if (!job) continue;
+      const tokenIds = tokensIn(step, start, end);
+      if (job.envelope.phase === "prefill") job.held.push(...tokenIds);
+      else this.#output(job, { tokenIds });
     }
     for (const ended of step.ended) this.#onEnd(ended);
     this.#sender.flush();
@@ -324,8 +327,14 @@ export class WorkerJobs {
   }
 
   #blocksOf(tokens: number): number {
-    return Math.ceil(tokens / this.#options.engine.card.blockSize);
+    return Math.ceil(tokens / this.#blockSize);
   }
+}
+
+/** One token is what most requests get of a step; a list of one is made without a view. */
+function tokensIn({ tokenIds }: EngineStep, start: number, end: number): number[] {
+  if (end === start + 1) return [tokenIds[start] ?? 0];
+  return Array.from(tokenIds.subarray(start, end));
 }
 
 function outdated({ rid, attempt }: Envelope): TiergridError {

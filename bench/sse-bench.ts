@@ -25,28 +25,28 @@ const rows: readonly Row[] = [
 ];
 
 export async function run({ quick }: { quick: boolean; seed: number }): Promise<BenchRow[]> {
-  const tokens = quick ? 300 : 2_000;
+  const tokens = quick ? 300 : 600;
   const rounds = quick ? 3 : roundsMin;
   const server = fork(serverPath, { execArgv: ["--import", "tsx"] });
   try {
     const { port } = (await messageOf(server)) as { port: number };
-    const measured = rows.map(() => ({ baseline: [] as number[], ours: [] as number[] }));
+    const baselines: number[] = [];
+    const measured = rows.map(() => [] as number[]);
     for (let round = 0; round <= rounds; round++) {
-      for (const [place, row] of rows.entries()) {
-        const baseline = await rateOf(server, port, "/baseline", tokens);
-        const ours = await rateOf(server, port, row.path, tokens);
-        if (round === 0) continue;
-        measured[place]?.baseline.push(baseline);
-        measured[place]?.ours.push(ours);
+      const baseline = await rateOf(server, port, "/baseline", tokens);
+      if (round > 0) baselines.push(baseline);
+      for (const [place, { path }] of rows.entries()) {
+        const ours = await rateOf(server, port, path, tokens);
+        if (round > 0) measured[place]?.push(ours);
       }
     }
     return rows.map(({ id, target, note }, place) => {
-      const { baseline = [], ours = [] } = measured[place] ?? {};
-      const ratios = ours.map((rate, round) => rate / (baseline[round] ?? Number.NaN));
+      const ours = measured[place] ?? [];
+      const ratios = ours.map((rate, round) => rate / (baselines[round] ?? Number.NaN));
       return {
         id,
         unit: "tok/s of server CPU",
-        baseline: Math.round(median(baseline)),
+        baseline: Math.round(median(baselines)),
         ours: Math.round(median(ours)),
         ratio: median(ratios),
         target,

@@ -111,15 +111,18 @@ async function promptTokens(
     const startedMs = tools.nowMs();
     const formattedPrompt = chatText(request.body, tools.tokenizer);
     tools.onTemplate(tools.nowMs() - startedMs);
-    const tokens = await encodeText(formattedPrompt, model, tools, signal);
+    const encode = (text: string) => tools.encoding.encode(text, signal);
+    const tokens = await encodeText(formattedPrompt, model, encode);
     return { prompts: [tokens], formattedPrompt };
   }
   const { prompt } = request.body;
   const several = Array.isArray(prompt) && typeof prompt[0] !== "number";
   const list = (several ? prompt : [prompt]) as readonly (string | readonly number[])[];
+  const chars = list.reduce((sum, one) => sum + (typeof one === "string" ? one.length : 0), 0);
+  const encode = (text: string) => tools.encoding.encode(text, signal, chars);
   const prompts: Uint32Array[] = [];
   for (const one of list) {
-    if (typeof one === "string") prompts.push(await encodeText(one, model, tools, signal));
+    if (typeof one === "string") prompts.push(await encodeText(one, model, encode));
     else prompts.push(checkedTokens(one));
   }
   return { prompts, formattedPrompt: undefined };
@@ -128,15 +131,14 @@ async function promptTokens(
 async function encodeText(
   text: string,
   model: ServedModel,
-  tools: PreprocessTools,
-  signal: AbortSignal,
+  encode: (text: string) => Promise<Uint32Array>,
 ): Promise<Uint32Array> {
   const charsMax = Math.min(promptCharsMax, charsPerTokenMax * model.contextLength);
   if (text.length > charsMax) {
     const message = `the prompt has ${text.length} characters, at most ${charsMax} are accepted`;
     throw new TiergridError("context_length_exceeded", message, { limit: charsMax });
   }
-  const tokens = await tools.encoding.encode(text, signal);
+  const tokens = await encode(text);
   if (tokens.length === 0) throw emptyPrompt();
   return tokens;
 }

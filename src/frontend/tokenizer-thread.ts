@@ -1,6 +1,6 @@
 /**
  * Long texts are tokenized on a thread: 275 kB take some 190 ms, in which no token of any stream
- * would move. Texts up to `inlineCharsMax` are cheaper to tokenize than to hand over.
+ * would move. Requests up to `inlineCharsMax` are cheaper to tokenize than to hand over.
  */
 import { createRequire } from "node:module";
 import { Worker } from "node:worker_threads";
@@ -9,8 +9,11 @@ import { TiergridError } from "../base/errors.ts";
 import type { ModelTokenizer } from "./tokenizer.ts";
 
 export interface TextEncoding {
-  /** Throws `overloaded` when the queue is full, `deadline_exceeded` after 5 s, `cancelled`. */
-  encode(text: string, signal: AbortSignal): Promise<Uint32Array>;
+  /**
+   * Token ids of one text of a request that has `requestChars` of text in all. Throws `overloaded`
+   * when the queue is full, `deadline_exceeded` after 5 s, `cancelled`.
+   */
+  encode(text: string, signal: AbortSignal, requestChars?: number): Promise<Uint32Array>;
   close(): Promise<void>;
 }
 
@@ -88,8 +91,8 @@ export function createTextEncoding(tokenizer: ModelTokenizer, clock: Clock): Tex
   };
 
   return {
-    async encode(text, signal) {
-      if (text.length <= inlineCharsMax) return tokenizer.encode(text);
+    async encode(text, signal, requestChars = text.length) {
+      if (requestChars <= inlineCharsMax) return tokenizer.encode(text);
       return await enqueue(text, signal);
     },
     async close() {

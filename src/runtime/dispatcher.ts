@@ -154,12 +154,14 @@ export class Dispatcher<State> {
     try {
       for (;;) {
         const outcome = await this.#attempt(entry);
-        if (entry.phase === "gone") return answer(refusal(cancelledError()));
-        if (outcome === "waited") continue;
-        if ("accepted" in outcome) {
-          this.#book.accept(entry, outcome.accepted, this.#options.clock.nowMs());
-          return answer(outcome.accepted);
+        const taken = outcome !== "waited" && "accepted" in outcome ? outcome.accepted : undefined;
+        if (taken && !entry.cancel.signal.aborted) {
+          // A short answer may be over before its receipt has come through the hops.
+          if (entry.phase !== "gone") this.#book.accept(entry, taken, this.#options.clock.nowMs());
+          return answer(taken);
         }
+        if (entry.phase === "gone") return answer(refusal(cancelledError()));
+        if (outcome === "waited" || !("error" in outcome)) continue;
         if (!entry.booked) {
           this.#book.end(entry, "refused");
           return answer(refusal(outcome.error, outcome.retryAfterMs));
@@ -183,9 +185,7 @@ export class Dispatcher<State> {
       return { error: new TiergridError("deadline_exceeded", "the deadline passed while routing") };
     }
     if (!this.#book.raiseAttempt(entry)) {
-      return {
-        error: new TiergridError("pool_unavailable", "this request's attempts are used up"),
-      };
+      return { error: new TiergridError("pool_unavailable", "the attempts are used up") };
     }
     const plan = policy.plan(entry);
     if (plan.type === "refuse") return { error: plan.error, ...retryAfter(plan.retryAfterMs) };

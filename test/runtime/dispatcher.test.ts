@@ -14,7 +14,8 @@ import type { DispatchPolicy, Plan } from "../../src/runtime/dispatch-policy.ts"
 import { Dispatcher } from "../../src/runtime/dispatcher.ts";
 import { createMemoryNetwork } from "../../src/runtime/memory-bus.ts";
 
-type Hop = "accept" | "refuse" | "invalid" | "mute";
+/** `swift`: the answer is over before its receipt arrives. */
+type Hop = "accept" | "swift" | "refuse" | "invalid" | "mute";
 interface State {
   readonly tried: string[];
   booked: boolean;
@@ -87,7 +88,12 @@ function rig(hops: readonly Hop[]) {
       const dispatch = decodeDispatch(message, random);
       seen.push(dispatch);
       const receipt = receiptOf(hop, inst, dispatch);
-      if (receipt && message.reply) outside.publish(message.reply, encodeReceipt(receipt));
+      const { reply } = message;
+      if (!receipt || !reply) return;
+      const answer = (): void => outside.publish(reply, encodeReceipt(receipt));
+      if (hop !== "swift") return answer();
+      outside.publish(noticeSubject("9"), encodeNotice(finished(dispatch.envelope.attempt)));
+      clock.after(20, answer);
     });
   });
   const frames: StreamFrame[] = [];
@@ -145,7 +151,7 @@ function rig(hops: readonly Hop[]) {
 
 function receiptOf(hop: Hop, inst: string, { envelope }: Dispatch): Receipt | undefined {
   if (hop === "mute") return undefined;
-  if (hop !== "accept") {
+  if (hop !== "accept" && hop !== "swift") {
     const code = hop === "refuse" ? "overloaded" : "invalid_request";
     return { type: "refused", code, message: `hop ${inst} says no` };
   }
@@ -168,6 +174,13 @@ it("passes the worker's acceptance on and puts itself in front of the notify lis
   expect(dispatcher.entries.size).toBe(1);
   tell(finished(firstCall));
   await clock.runFor(10);
+  expect(dispatcher.entries.size).toBe(0);
+  expect(states[0]).toMatchObject({ booked: false, ends: ["finished"] });
+});
+
+it("passes the acceptance of an answer on that was over before its receipt came", async () => {
+  const { ask, run, dispatcher, states } = rig(["swift"]);
+  expect(await run(ask())).toMatchObject({ type: "accepted", inst: "0" });
   expect(dispatcher.entries.size).toBe(0);
   expect(states[0]).toMatchObject({ booked: false, ends: ["finished"] });
 });

@@ -195,10 +195,12 @@ it("ignores a known attempt and lets a newer one replace an older", async () => 
   const heard = follow(rig, `${rig.bus.inboxPrefix}.t`);
   offer(rig, one, envelopeOf(rig.bus, { notify, attempt: attempt(1, 1) }), { maxTokens: 50 });
   await rig.clock.runFor(50);
+  one.engine.setFaults({ rejectRate: 1 });
   const twice = offer(rig, one, envelopeOf(rig.bus, { notify, attempt: attempt(1, 1) }));
   const older = offer(rig, one, envelopeOf(rig.bus, { notify, attempt: attempt(1) }));
   await rig.clock.runFor(10);
   expect(twice).toHaveLength(0);
+  one.engine.setFaults({ rejectRate: 0 });
   expect(older).toMatchObject([{ type: "refused", code: "duplicate_request" }]);
   expect(one.worker.active()).toBe(1);
   const newer = offer(rig, one, envelopeOf(rig.bus, { notify, attempt: attempt(2) }));
@@ -210,6 +212,18 @@ it("ignores a known attempt and lets a newer one replace an older", async () => 
   await rig.clock.runFor(1_000);
   expect(heard.frames.slice(before).every((frame) => frame.attempt === attempt(2))).toBe(true);
   expect(one.engine.load()[0]).toMatchObject({ running: 0, activeBlocks: 0 });
+});
+
+it("does not run a finished attempt again", async () => {
+  const rig = newRig();
+  const one = await addWorker(rig);
+  offer(rig, one, envelopeOf(rig.bus));
+  await rig.clock.runFor(500);
+  const again = offer(rig, one, envelopeOf(rig.bus), { maxTokens: 500 });
+  await rig.clock.runFor(100);
+  expect(again).toHaveLength(0);
+  expect(one.worker.active()).toBe(0);
+  expect(one.engine.load()[0]).toMatchObject({ running: 0, waiting: 0 });
 });
 
 it("stops the engine at once when the owner cancels", async () => {

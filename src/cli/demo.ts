@@ -27,7 +27,8 @@ const defaultPort = 8000;
 const blockTokens = 64;
 const contextTokens = 131_072;
 const readyMs = 15_000;
-const acceptTimeoutMs = 2_000;
+/** Silence on one busy machine is load, not a lost hop. */
+const acceptTimeoutMs = 10_000;
 const terminalPeriodMs = 250;
 const plainPeriodMs = 2_000;
 const interruptedCode = 130;

@@ -9,6 +9,8 @@ export interface Screen {
   say(line: string): void;
   /** What changes: drawn over its last form on a terminal, else `line` alone. */
   show(table: readonly string[], line: string): void;
+  /** The table that was shown last stays. */
+  keep(): void;
 }
 
 /** The part of a stream that is used. */
@@ -39,6 +41,9 @@ export function createScreen(stream: ScreenStream): Screen {
       const lines = table.map((row) => `${row.slice(0, width)}\n`).join("");
       stream.write(erase() + lines);
       drawn = table.length;
+    },
+    keep: () => {
+      drawn = 0;
     },
   };
 }

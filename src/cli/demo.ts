@@ -12,7 +12,8 @@ import { boundedSink, createLogs, readLogFilter } from "../runtime/log.ts";
 import { DemoReport, type DemoSummary } from "../sim/demo-report.ts";
 import { type Fleet, startFleet } from "../sim/fleet.ts";
 import { forkLoad } from "../sim/forked-load.ts";
-import type { TraceRequest } from "../sim/mooncake-trace.ts";
+import { type TraceRequest, traceBlockTokens } from "../sim/mooncake-trace.ts";
+import { prefixHits } from "../sim/trace-stats.ts";
 import { synthesisPresets, synthesizeTrace } from "../sim/trace-synth.ts";
 import { readTraceFile, recordedBatchMs, spreadArrivals } from "../sim/workload.ts";
 import { type MockEngineConfig, readMockEngineConfig } from "../worker/mock-engine-config.ts";
@@ -105,22 +106,32 @@ async function replay(fleet: Fleet, bus: DemoBus, url: string, run: Run): Promis
   const durationMs = clock.nowMs() - startMs;
   const { migrations: migrated } = fleet.frontend.owner.totals;
   const summary = report.summary({ bus: bus.kind, durationMs, migrated });
-  screen.show(progressTable(report, fleet.pools), progressLine(report));
+  show();
+  screen.keep();
   for (const fault of report.faults) screen.say(`fault  ${fault}`);
   if (options.json) process.stdout.write(`${JSON.stringify(summary)}\n`);
-  else for (const line of summaryLines(summary)) screen.say(line);
+  else for (const line of summaryLines(summary, sharedCacheRatio(fleet, run))) screen.say(line);
   return summary;
 }
 
-function summaryLines(summary: DemoSummary): string[] {
+function summaryLines(summary: DemoSummary, sharedRatio: number): string[] {
   const { completed, requests, token_mismatch: wrong, duration_s: seconds, migrated } = summary;
-  const hits = (100 * summary.kv_hit_ratio).toFixed(1);
+  const percent = (ratio: number): string => `${(100 * ratio).toFixed(1)} %`;
   return [
     "",
     `${completed} of ${requests} completed in ${seconds} s, ${wrong} wrong tokens, ` +
       `${summary.failed} failed, ${summary.rejected} rejected, ${migrated} migrated`,
-    `prompt tokens from cache: ${hits} %, as the engines counted`,
+    `prompt tokens from cache: ${percent(summary.kv_hit_ratio)}, as the engines counted; ` +
+      `one cache of the same total size for all: ${percent(sharedRatio)}`,
   ];
+}
+
+/** Share of the prompt tokens that one LRU cache would hit, as large as all that take prefills. */
+function sharedCacheRatio(fleet: Fleet, { options, requests }: Run): number {
+  const prefilling = fleet.pools.filter(({ role }) => role !== "decode");
+  const workers = prefilling.reduce((sum, pool) => sum + pool.workers.length, 0);
+  const capacityTokens = workers * options.cacheBlocks * blockTokens;
+  return prefixHits(requests, Math.floor(capacityTokens / traceBlockTokens)).tokenHitRatio;
 }
 
 async function requestsOf(options: DemoOptions): Promise<TraceRequest[]> {

@@ -67,6 +67,13 @@ export class EventCursor {
     return this.degraded && !this.#inFlight ? [this.#query(undefined)] : [];
   }
 
+  /** The worker's own digest disagrees with what was applied: restore everything. */
+  onDoubt(): CursorAction[] {
+    if (this.last === null || this.#inFlight) return [];
+    this.degraded = true;
+    return [this.#query(undefined)];
+  }
+
   /** A live event; `stateSource` names the process life that sent it, "" = not told. */
   onEvent(event: KvEvent, stateSource = ""): CursorAction[] {
     const actions: CursorAction[] = [];

@@ -49,6 +49,8 @@ const maintainPauseMs = 5;
 
 export interface IntakeCounters {
   applied: number;
+  /** Holders whose own digest disagreed with the index. */
+  mismatches: number;
   /** Cleared or restarted holders. */
   clears: number;
   stale: number;
@@ -75,6 +77,8 @@ export interface EventIntake {
   /** A worker's rank can be asked: its blocks are restored unless they are known. */
   onDiscovered(holder: HolderKey, expectedBlocks?: number): void;
   onEvents(batch: KvEventBatch): void;
+  /** The rank in `slot` holds other blocks than the index says: ask its worker for everything. */
+  onMismatch(slot: number): void;
   /** Forgets one rank at once. */
   removeHolder(holder: HolderKey): void;
   /** Forgets all ranks of a worker at once. */
@@ -112,6 +116,7 @@ interface Intake extends EventIntakeOptions {
 export function createEventIntake(options: EventIntakeOptions): EventIntake {
   const counters: IntakeCounters = {
     applied: 0,
+    mismatches: 0,
     clears: 0,
     stale: 0,
     refused: 0,
@@ -142,6 +147,13 @@ export function createEventIntake(options: EventIntakeOptions): EventIntake {
         for (const event of batch.events) {
           perform(intake, holder, holder.cursor.onEvent(event, batch.stateSource));
         }
+      }
+    },
+    onMismatch(slot) {
+      for (const holder of intake.holders.values()) {
+        if (holder.slot !== slot) continue;
+        counters.mismatches++;
+        perform(intake, holder, holder.cursor.onDoubt());
       }
     },
     removeHolder: (key) => removeHolder(intake, keyText(key)),

@@ -24,6 +24,7 @@ import type { DispatcherTotals } from "../runtime/dispatch-policy.ts";
 import { Dispatcher } from "../runtime/dispatcher.ts";
 import type { EchoGate } from "../runtime/echo-gate.ts";
 import type { Log } from "../runtime/log.ts";
+import { startDigestCheck } from "./digest-check.ts";
 import { createEventIntake, type HolderStates } from "./event-intake.ts";
 import {
   collectAtScrape,
@@ -168,6 +169,7 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
       presence.end();
       dispatcher.close();
       directory.close();
+      overlap?.digests.close();
       overlap?.intake.close();
     },
   };
@@ -181,7 +183,13 @@ function createTables(options: LocalRouterOptions): Tables {
   if (subscribesToKvEvents(config)) {
     const index = new KvIndex({ mode: indexMode, random, chain: blockHasher.chain });
     const query = createRecoveryQuery(bus, clock);
-    overlap = { index, intake: createEventIntake({ index, clock, query }) };
+    const intake = createEventIntake({ index, clock, query });
+    const digests = startDigestCheck({
+      clock,
+      digestOf: (slot) => index.digestOf(slot),
+      onMismatch: (slot) => intake.onMismatch(slot),
+    });
+    overlap = { index, intake, digests };
   }
   const directory = watchWorkers({ ...options, roster, load, overlap });
   return { roster, load, overlap, directory };

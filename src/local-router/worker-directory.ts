@@ -12,7 +12,7 @@
  * - A worker that left, or came back with another epoch, leaves no block, booking or slot behind.
  */
 import type { Clock } from "../base/clock.ts";
-import type { KvIndex } from "../core/kv-index.ts";
+import type { BlockDigest, KvIndex } from "../core/kv-index.ts";
 import type { WorkerLoad } from "../core/worker-load.ts";
 import type { WorkerProfile, WorkerRoster } from "../core/worker-roster.ts";
 import { decodeKvEvents } from "../protocol/kv-event-frame.ts";
@@ -23,8 +23,9 @@ import { readU64Decimal } from "../protocol/u64.ts";
 import type { Bus, Subscription } from "../runtime/bus.ts";
 import { type Change, type LiveTable, watchInstances } from "../runtime/discovery.ts";
 import type { EchoGate } from "../runtime/echo-gate.ts";
-import type { CardRole, InstanceCard } from "../runtime/instance-card.ts";
+import type { CardRole, InstanceCard, RankDigest } from "../runtime/instance-card.ts";
 import type { Log } from "../runtime/log.ts";
+import type { DigestCheck } from "./digest-check.ts";
 import type { EventIntake } from "./event-intake.ts";
 
 /** Ranks one worker may have. */
@@ -73,6 +74,7 @@ export interface DirectoryOptions {
 export interface OverlapTables {
   readonly index: KvIndex;
   readonly intake: EventIntake;
+  readonly digests: DigestCheck;
 }
 
 export interface WorkerDirectory {
@@ -255,6 +257,10 @@ function update(directory: Directory, card: InstanceCard): void {
     before.totalKvBlocks === card.totalKvBlocks &&
     before.maxNumBatchedTokens === card.maxNumBatchedTokens;
   worker.card = card;
+  for (const digest of card.digests ?? []) {
+    const slot = worker.slots[digest.dpRank - card.dpStart];
+    if (slot !== undefined) directory.overlap?.digests.heard(slot, digestOfCard(digest));
+  }
   if (selectable === worker.selectable && sameProfile) return;
   if (selectable) {
     for (const [at, slot] of worker.slots.entries()) {
@@ -277,6 +283,7 @@ function remove(directory: Directory, inst: string): void {
   for (const slot of worker.slots) {
     roster.remove(slot);
     load.removeHolder(slot);
+    overlap?.digests.forget(slot);
     if (!overlap) directory.slots.give(slot);
   }
   overlap?.intake.removeWorker(inst);
@@ -285,6 +292,11 @@ function remove(directory: Directory, inst: string): void {
   log.info("worker gone", { worker_id: inst });
   if (!worker.selectable) return;
   for (const listener of listeners) listener.changed?.();
+}
+
+function digestOfCard({ blockCount, xor }: RankDigest): BlockDigest {
+  const lanes = [xor.slice(0, 8), xor.slice(8)].map((hex) => Number.parseInt(hex, 16) >>> 0);
+  return { blocks: blockCount, hi: lanes[0] ?? 0, lo: lanes[1] ?? 0 };
 }
 
 /** Zero in a card means that the engine did not tell. */

@@ -104,6 +104,9 @@ export class Dispatcher<State> {
       publishQuietly(bus, message.reply, encodeReceipt(refusal(toTiergridError(thrown))));
       return;
     }
+    // Delivered twice: the first copy is answered, a second answer could only contradict it.
+    const known = this.#book.entries.get(dispatch.envelope.rid);
+    if (known?.envelope.attempt === dispatch.envelope.attempt) return;
     const answer = this.#answerTo(message, dispatch.envelope);
     try {
       if (this.#draining) throw new TiergridError("subscriber_shutdown", "this router is stopping");

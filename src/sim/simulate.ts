@@ -20,6 +20,7 @@ import { startAnswer } from "../frontend/disaggregate.ts";
 import { frontendDefaults } from "../frontend/frontend-parts.ts";
 import { mockToken } from "../protocol/mock-tokens.ts";
 import { allHeartbeats } from "../protocol/subjects.ts";
+import type { Bus } from "../runtime/bus.ts";
 import { decodeHeartbeat } from "../runtime/instance-card.ts";
 import { silentLog } from "../runtime/log.ts";
 import { createMemoryNetwork, type MemoryNetwork } from "../runtime/memory-bus.ts";
@@ -88,7 +89,7 @@ interface Run {
 }
 
 export async function simulate(options: SimulationOptions): Promise<SimulationReport> {
-  const { seed, config, workersPerPool, spanMs } = options;
+  const { seed, workersPerPool, spanMs } = options;
   const random = mulberry32(seed);
   const run = await startRun(options, random);
   const { clock, fleet, references, violations } = run;
@@ -193,7 +194,10 @@ function ask(run: Run, reference: Reference, cancelAfterMs: number | undefined):
   const { clock, fleet } = run;
   const { frontend } = fleet;
   const served = frontend.models.find(model);
-  if (!served) return end(run, reference, "not_served");
+  if (!served) {
+    end(run, reference, "not_served");
+    return;
+  }
   const cancel = new AbortController();
   const { tokens, seed, maxTokens, deadlineAtMs } = reference;
   startAnswer(
@@ -278,7 +282,7 @@ function strike({ network, fleet }: Run, fault: Fault): () => void {
     faults.setMessageFaults([{ subject: ">", ...rule }]);
     return () => faults.setMessageFaults([]);
   };
-  const frozen = (bus: Parameters<typeof faults.freeze>[0] | undefined) => {
+  const frozen = (bus: Bus | undefined) => {
     if (bus) faults.freeze(bus);
     return () => bus && faults.thaw(bus);
   };

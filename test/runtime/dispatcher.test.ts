@@ -267,8 +267,24 @@ it("lets a newer call replace an older one and stops the older attempt", async (
   expect(controls).toMatchObject([{ type: "cancel", attempt: firstCall, hop: "0" }]);
   expect(states[0]?.ends).toEqual(["superseded"]);
   expect(dispatcher.entries.size).toBe(1);
-  const third = await run(ask({ attempt: second }));
-  expect(third).toMatchObject({ type: "refused", code: "duplicate_request" });
+  const older = await run(ask({ attempt: firstCall }));
+  expect(older).toMatchObject({ type: "refused", code: "duplicate_request" });
+});
+
+it("answers a request that is delivered twice only once", async () => {
+  const { ask, run, clock, states, dispatcher } = rig(["accept", "accept"]);
+  expect(await run(ask())).toMatchObject({ type: "accepted" });
+  let answered = false;
+  void ask().then(
+    () => {
+      answered = true;
+    },
+    () => {},
+  );
+  await clock.runFor(100);
+  expect(answered).toBe(false);
+  expect(states).toHaveLength(1);
+  expect(dispatcher.entries.size).toBe(1);
 });
 
 it("cancels a request that no hop has accepted", async () => {

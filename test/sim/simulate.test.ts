@@ -1,0 +1,50 @@
+import { expect, it } from "vitest";
+import { loadPoolConfigFile } from "../../src/config/load-pool-config.ts";
+import { type SimulationReport, simulate } from "../../src/sim/simulate.ts";
+
+const loaded = await loadPoolConfigFile("pool-configs/demo.json", { ownNamespace: "dynamo" });
+
+/** `SEED=17 npx vitest run --project sim` replays one seed. */
+const firstSeed = Number(process.env["SEED"] ?? 1);
+const seeds = process.env["SEED"] === undefined ? 50 : 1;
+
+function run(seed: number, faults: number): Promise<SimulationReport> {
+  if (!loaded.ok) throw new Error(JSON.stringify(loaded.faults));
+  const { config } = loaded;
+  return simulate({ seed, config, requests: 40, spanMs: 12_000, faults, workersPerPool: 2 });
+}
+
+it("answers everything when nothing is broken", async () => {
+  const report = await run(firstSeed, 0);
+  expect(report.violations).toEqual([]);
+  expect(report.completed + report.cancelled).toBe(40);
+});
+
+it("replays a seed to the last ending", async () => {
+  const first = await run(firstSeed, 8);
+  const again = await run(firstSeed, 8);
+  expect(again.digest).toBe(first.digest);
+  expect(again.tokens).toBe(first.tokens);
+});
+
+it.each(Array.from({ length: seeds }, (_, at) => firstSeed + at))(
+  "keeps every invariant under the faults of seed %i",
+  async (seed) => {
+    const report = await run(seed, 8);
+    const faults = report.faults.map(({ atMs, fault }) => `${atMs} ${fault.kind}`).join(", ");
+    expect(report.violations, `seed ${seed}: ${faults}`).toEqual([]);
+    expect(report.completed + report.failed + report.cancelled).toBe(40);
+  },
+);
+
+it("survives worker deaths without losing an answer", async () => {
+  let migrations = 0;
+  let completed = 0;
+  for (let seed = 1; seed <= 6; seed++) {
+    const report = await run(1000 + seed, 4);
+    migrations += report.migrations;
+    completed += report.completed;
+  }
+  expect(migrations).toBeGreaterThan(0);
+  expect(completed).toBeGreaterThan(120);
+});

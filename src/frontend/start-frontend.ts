@@ -8,6 +8,7 @@ import type { Bus } from "../runtime/bus.ts";
 import { watchInstances } from "../runtime/discovery.ts";
 import type { EchoGate } from "../runtime/echo-gate.ts";
 import type { Log } from "../runtime/log.ts";
+import type { OwnerTotals } from "../runtime/owner-request.ts";
 import { createStreamOwner, type StreamOwner } from "../runtime/stream-owner.ts";
 import type { FrontendSettings, HealthDetails } from "./frontend-parts.ts";
 import { createFrontend, type Frontend } from "./http-api.ts";
@@ -48,6 +49,7 @@ export function startFrontend(options: StartFrontendOptions): RunningFrontend {
   const table = watchInstances({ bus, clock, gate, accept: ({ kind }) => kind === "global" });
   const owner = createStreamOwner({ bus, clock, random, gate, acceptTimeoutMs });
   const models = createModelDirectory({ table, model, clock, random });
+  collectStreams(metrics, model, owner.totals);
   const http = createFrontend({
     owner,
     models,
@@ -71,4 +73,20 @@ export function startFrontend(options: StartFrontendOptions): RunningFrontend {
       await http.close();
     },
   };
+}
+
+/** Copies what the owner counts about its streams at each scrape. */
+function collectStreams(
+  metrics: FrontendMetrics,
+  model: string,
+  totals: Readonly<OwnerTotals>,
+): void {
+  const moved = { model, migration_type: "ongoing_request" };
+  metrics.onScrape(() => {
+    metrics.counter("dynamo_frontend_model_migration_total", moved).follow(totals.migrations);
+    metrics.counter("tiergrid_stream_resumes_total").follow(totals.resumes);
+    metrics.counter("tiergrid_stream_fenced_frames_total").follow(totals.fenced);
+    metrics.counter("tiergrid_stream_duplicate_tokens_total").follow(totals.duplicates);
+    metrics.counter("tiergrid_stream_gaps_total").follow(totals.gaps);
+  });
 }

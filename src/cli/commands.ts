@@ -19,6 +19,7 @@ import { globalCommand, globalProblems } from "./flags-global.ts";
 import { explainCommand, gridLintCommand, gridShowCommand } from "./flags-grid.ts";
 import { localCommand } from "./flags-local.ts";
 import { checkPlanes } from "./flags-process.ts";
+import { simulateCommand } from "./flags-simulate.ts";
 import { workerMockCommand } from "./flags-worker.ts";
 import { packageVersion } from "./package-version.ts";
 
@@ -39,6 +40,7 @@ const entries: readonly Entry[] = [
   entry(localCommand, async (given) => (await import("./local.ts")).run(given)),
   entry(workerMockCommand, async (given) => (await import("./worker.ts")).run(given)),
   entry(demoCommand, async (given) => (await import("./demo.ts")).run(given)),
+  entry(simulateCommand, async (given, print) => (await import("./simulate.ts")).run(given, print)),
   entry(gridShowCommand, async (given, print) =>
     (await import("./grid.ts")).showGrid(given, print),
   ),

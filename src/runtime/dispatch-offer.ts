@@ -114,3 +114,8 @@ export async function reportFailed(
     return false;
   }
 }
+
+/** The answer to a `failed` notice. */
+export function encodeTaken(taken: boolean): Uint8Array {
+  return new TextEncoder().encode(JSON.stringify({ taken }));
+}

@@ -31,6 +31,7 @@ import { controlSubject, generateSubject, noticeSubject } from "../protocol/subj
 import type { Bus, BusMessage, Subscription } from "./bus.ts";
 import { DispatchBook } from "./dispatch-book.ts";
 import {
+  encodeTaken,
   type OfferOutcome,
   offerDispatch,
   publishFrame,
@@ -382,10 +383,6 @@ function inPhase(dispatch: Dispatch, phase: Phase | undefined): Dispatch {
 
 function errorFrame(attempt: number, { code, message, retryable }: TiergridError) {
   return { type: "error", attempt, code, message, retryable, started: false } as const;
-}
-
-function encodeTaken(taken: boolean): Uint8Array {
-  return new TextEncoder().encode(JSON.stringify({ taken }));
 }
 
 function cancelledError(): TiergridError {

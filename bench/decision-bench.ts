@@ -117,7 +117,7 @@ function selectionRow(
 
 const settings: ChoiceSettings = {
   blockSize,
-  policy: "cost",
+  policy: "blocks",
   temperature: 0,
   trackPrefillTokens: true,
   decodeOnly: false,

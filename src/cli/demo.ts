@@ -173,7 +173,7 @@ async function startDemoFleet(bus: DemoBus, options: DemoOptions): Promise<Fleet
     logs: createLogs({ filter, format: "text", clock: realClock, sink }),
     config: loaded.config,
     kvRouter: defaultKvRouterConfig,
-    workerPolicy: routerPolicy === "blocks" ? "cost" : routerPolicy,
+    workerPolicy: routerPolicy,
     enginesOf: (role) => enginesOf(role, options),
     model,
     acceptTimeoutMs,

@@ -29,7 +29,7 @@ export async function run(given: Given<typeof localFlags>): Promise<number> {
     ...{ clock, random, bus, gate, version, log, metrics, endpoint, config },
     role: options.role,
     blockSize: options.blockSize,
-    policy: options.routerPolicy === "blocks" ? "cost" : options.routerPolicy,
+    policy: options.routerPolicy,
     blockHasher: await loadBlockHasher(),
     thresholds: {
       activeDecodeBlocks: options.activeDecodeBlocksThreshold,

@@ -26,8 +26,11 @@ import type {
   WorkerRoster,
 } from "./worker-roster.ts";
 
-/** `cost` is the router proper; the others ignore cost and exist to compare with. */
-export type WorkerPolicy = "cost" | "random" | "round-robin";
+/**
+ * `blocks` is the router proper, lowest cost of overlap and load; the others ignore cost and exist to
+ * compare with.
+ */
+export type WorkerPolicy = "blocks" | "random" | "round-robin";
 
 /** Router settings with the request's override applied. */
 export interface ChoiceSettings {
@@ -225,7 +228,7 @@ function pick(
       return pickRandom(count, random);
     case "round-robin":
       return scratch.turns % count;
-    case "cost":
+    case "blocks":
       if (temperature === 0) return pickLowest(scratch.costs, count, random);
       return pickSoftmax(scratch.costs, count, temperature, random, scratch.pickWeights);
   }

@@ -60,7 +60,7 @@ function choiceJson(choice: Choice): Record<string, unknown> {
 
 /** Chance of each candidate under softmax; undefined where none is sampled. */
 function probabilities({ candidates, policy, temperature }: Decision): number[] | undefined {
-  if (policy !== "cost" || temperature === 0) return undefined;
+  if (policy !== "blocks" || temperature === 0) return undefined;
   const costs = Float64Array.from(candidates, ({ terms }) => terms?.cost ?? Number.NaN);
   const weights = new Float64Array(costs.length);
   const total = softmaxWeights(costs, costs.length, temperature, weights);

@@ -141,7 +141,7 @@ async function startRun(options: SimulationOptions, random: Random): Promise<Run
     logs: () => silentLog,
     config: options.config,
     kvRouter: defaultKvRouterConfig,
-    workerPolicy: "cost",
+    workerPolicy: "blocks",
     enginesOf: (role) =>
       Array.from({ length: options.workersPerPool }, () =>
         readMockEngineConfig({

@@ -200,7 +200,7 @@ it("freezes a config and gives it back from its own file form", () => {
 });
 
 it("lets a request override the settings of its own choice only", () => {
-  const pool = { blockSize: 16, policy: "cost", decodeOnly: false } as const;
+  const pool = { blockSize: 16, policy: "blocks", decodeOnly: false } as const;
   const parsed = parseRouterConfigOverride({ overlap_score_weight: 0, router_temperature: 0.5 });
   const override = parsed.ok ? parsed.override : {};
   const config = loaded({ prefill_load_scale: 2, router_track_prefill_tokens: false });

@@ -24,7 +24,7 @@ const weights = {
 };
 const settings: ChoiceSettings = {
   blockSize,
-  policy: "cost",
+  policy: "blocks",
   temperature: 0,
   trackPrefillTokens: true,
   decodeOnly: false,
@@ -99,7 +99,7 @@ it("counts a live shared prefix once in the decode term", () => {
 });
 
 it("gives a pinned worker its cheapest rank, at any temperature and policy", () => {
-  for (const policy of ["cost", "random", "round-robin"] as const) {
+  for (const policy of ["blocks", "random", "round-robin"] as const) {
     const tables = pool(2, 2);
     const overlap = { device: Int32Array.of(0, 0, 1, 3) };
     const hot = { ...settings, policy, temperature: 5 };
@@ -189,7 +189,7 @@ const asked = fc.record({
   islTokens: fc.integer({ min: 1, max: 400 }),
   first: fc.integer({ min: 0, max: 3 }),
   depths: fc.array(fc.integer({ min: 0, max: 10 }), { minLength: 6, maxLength: 6 }),
-  policy: fc.constantFrom("cost", "cost", "random", "round-robin"),
+  policy: fc.constantFrom("blocks", "blocks", "random", "round-robin"),
   temperature: fc.constantFrom(0, 0, 0.5),
   pinnedWorkerId: fc.option(fc.integer({ min: 0, max: 3 }).map(String), { nil: undefined }),
   creditDecay: fc.constantFrom(0, 1),

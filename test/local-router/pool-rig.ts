@@ -61,7 +61,7 @@ export function startPool(seed: number, change: Partial<LocalRouterOptions> = {}
     endpoint: { namespace: "pool", component: "backend", endpoint: "generate" },
     role: "aggregated",
     config: configOf(),
-    policy: "cost",
+    policy: "blocks",
     thresholds: noBusyThresholds,
     minInitialWorkers: 0,
     acceptTimeoutMs: 300,

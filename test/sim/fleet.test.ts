@@ -39,7 +39,7 @@ async function rig(seed: number): Promise<Rig> {
     logs: () => silentLog,
     config: loaded.config,
     kvRouter: defaultKvRouterConfig,
-    workerPolicy: "cost",
+    workerPolicy: "blocks",
     enginesOf: (role) => [engine(role), engine(role)],
     model: "mock-model",
     acceptTimeoutMs: 300,

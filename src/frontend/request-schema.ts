@@ -9,30 +9,15 @@ import { Ajv2020 } from "ajv/dist/2020.js";
 import { TiergridError } from "../base/errors.ts";
 import { parseBoundedJson } from "./bounded-json.ts";
 import type { Fault } from "./error-body.ts";
-import { type CallerHints, type HeaderReader, readHints, timeoutHeader } from "./routing-hints.ts";
+import {
+  type CallerHints,
+  type HeaderReader,
+  type Nvext,
+  readHints,
+  timeoutHeader,
+} from "./routing-hints.ts";
 
 export type ApiKind = "chat" | "completions";
-export type WorkerPin = string | number;
-
-export interface Nvext {
-  readonly router?: unknown;
-  readonly agent_hints?: {
-    readonly priority?: number | null;
-    readonly strict_priority?: number | null;
-    readonly osl?: number | null;
-  } | null;
-  readonly annotations?: readonly string[] | null;
-  readonly backend_instance_id?: WorkerPin | null;
-  readonly prefill_worker_id?: WorkerPin | null;
-  readonly decode_worker_id?: WorkerPin | null;
-  readonly token_data?: readonly number[] | null;
-  readonly extra_fields?: readonly string[] | null;
-  readonly greed_sampling?: boolean | null;
-  readonly use_raw_prompt?: boolean | null;
-  readonly max_thinking_tokens?: number | null;
-  readonly agent_context?: Readonly<Record<string, unknown>> | null;
-}
-
 /** Fields of both endpoints that code reads by name; the rest is passed on by name lists. */
 export interface GenerationOptions {
   readonly model: string;

@@ -5,7 +5,29 @@
 import { readSlaTargets } from "../core/sla-targets.ts";
 import type { RoutingHints, SlaHints } from "../protocol/requests.ts";
 import type { Fault } from "./error-body.ts";
-import type { Nvext, WorkerPin } from "./request-schema.ts";
+
+/** A worker id as a client writes it. */
+export type WorkerPin = string | number;
+
+/** The `nvext` object of a request body, as the schema lets it through. */
+export interface Nvext {
+  readonly router?: unknown;
+  readonly agent_hints?: {
+    readonly priority?: number | null;
+    readonly strict_priority?: number | null;
+    readonly osl?: number | null;
+  } | null;
+  readonly annotations?: readonly string[] | null;
+  readonly backend_instance_id?: WorkerPin | null;
+  readonly prefill_worker_id?: WorkerPin | null;
+  readonly decode_worker_id?: WorkerPin | null;
+  readonly token_data?: readonly number[] | null;
+  readonly extra_fields?: readonly string[] | null;
+  readonly greed_sampling?: boolean | null;
+  readonly use_raw_prompt?: boolean | null;
+  readonly max_thinking_tokens?: number | null;
+  readonly agent_context?: Readonly<Record<string, unknown>> | null;
+}
 
 export type HeaderReader = (name: string) => string | undefined;
 

@@ -1,13 +1,16 @@
 /**
- * One process of the stream bench: `node stream-bench-process.ts <role> <url>`. Roles
+ * One process of the stream bench: `node stream-bench-process.js <role> <url> <inst> <next>`. Roles
  *
  *   relay-worker            answers a JSON request with one JSON message per token
- *   relay-router <next>     opens a stream of its own and copies every message (the baseline)
+ *   relay-router <next>     opens a stream of its own, parses and prints every message (baseline)
  *   worker                  ours: stream sender, bundles or JSON as the request asks
  *   router <next>           ours: passes the request on, answers with the receipt, sees no token
  *   client                  asks closed-loop and counts tokens
  *
- * The parent talks over IPC: `cpu` answers this process's CPU time, `go` (client) runs one window.
+ * The baseline's frames have the fields of ours and are parsed without checks, as cheaply as JSON
+ * allows; it has no receipts, acknowledgements or timers. An engine step makes one token for every
+ * running stream, one step per loop turn. The parent talks over IPC: `cpu` answers this process's
+ * CPU time, `go` (client) runs one window and says `idle` when its last stream has ended.
  */
 import { realClock } from "../src/base/clock.ts";
 import { osRandom, randomHex128 } from "../src/base/random.ts";
@@ -34,6 +37,8 @@ export interface Go {
   /** Instance asked: a router, or a worker for no hop. */
   readonly inst: string;
   readonly streams: number;
+  /** Tokens of one answer. */
+  readonly outputTokens: number;
   readonly warmupMs: number;
   readonly windowMs: number;
 }
@@ -44,7 +49,7 @@ export interface Counted {
   readonly ms: number;
 }
 
-const outputTokens = 100;
+const promptTokenIds = Array.from({ length: 16 }, (_, index) => index);
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 const subjectOf = (inst: string): string => generateSubject("w", inst);
@@ -63,26 +68,41 @@ function loop(step: () => boolean): () => void {
   };
 }
 
+interface RelayRequest {
+  readonly stop_conditions: { readonly max_tokens: number };
+  readonly tiergrid: { readonly rid: string; readonly attempt: number };
+}
+
+interface RelayStream {
+  readonly reply: string;
+  readonly ids: { readonly rid: string; readonly attempt: number };
+  readonly total: number;
+  made: number;
+}
+
 function relayWorker(bus: Bus, inst: string): void {
-  const running: { reply: string; made: number }[] = [];
+  const running: RelayStream[] = [];
   const wake = loop(() => {
     for (let index = running.length - 1; index >= 0; index--) {
       const stream = running[index]!;
-      const frame = { type: "tokens", first: stream.made, token_ids: [1000 + stream.made] };
-      bus.publish(stream.reply, encoder.encode(JSON.stringify(frame)));
+      const { reply, ids, total, made } = stream;
+      const frame = { type: "tokens", ...ids, first: made, token_ids: [1000 + made] };
+      bus.publish(reply, encoder.encode(JSON.stringify(frame)));
       stream.made += 1;
-      if (stream.made < outputTokens) continue;
-      bus.publish(
-        stream.reply,
-        encoder.encode(JSON.stringify({ type: "end", total: stream.made })),
-      );
+      if (stream.made < total) continue;
+      const end = { type: "end", ...ids, total, finish_reason: "length" };
+      bus.publish(reply, encoder.encode(JSON.stringify(end)));
       running.splice(index, 1);
     }
     return running.length > 0;
   });
   bus.subscribe(subjectOf(inst), ({ payload, reply }) => {
-    JSON.parse(decoder.decode(payload));
-    if (reply !== undefined) running.push({ reply, made: 0 });
+    const request: RelayRequest = JSON.parse(decoder.decode(payload));
+    const { rid, attempt } = request.tiergrid;
+    const total = request.stop_conditions.max_tokens;
+    if (reply !== undefined && total > 0) {
+      running.push({ reply, ids: { rid, attempt }, total, made: 0 });
+    }
     wake();
   });
 }
@@ -93,7 +113,7 @@ function relayRouter(bus: Bus, inst: string, next: string): void {
   bus.subscribe(`${bus.inboxPrefix}.r.*`, ({ subject, payload }) => {
     const caller = callers.get(subject);
     if (caller === undefined) return;
-    const frame = JSON.parse(decoder.decode(payload)) as { type: string };
+    const frame: { type: string } = JSON.parse(decoder.decode(payload));
     bus.publish(caller, encoder.encode(JSON.stringify(frame)));
     if (frame.type === "end") callers.delete(subject);
   });
@@ -107,7 +127,7 @@ function relayRouter(bus: Bus, inst: string, next: string): void {
 }
 
 function worker(bus: Bus, inst: string): void {
-  const running = new Set<SenderStream>();
+  const running = new Map<SenderStream, number>();
   const sender = createStreamSender({
     bus,
     clock: realClock,
@@ -116,10 +136,10 @@ function worker(bus: Bus, inst: string): void {
     onCancel: (stream) => running.delete(stream),
   });
   const wake = loop(() => {
-    for (const stream of running) {
+    for (const [stream, total] of running) {
       if (stream.blocked) continue;
       stream.push({ tokenIds: [1000 + stream.made] });
-      if (stream.made < outputTokens) continue;
+      if (stream.made < total) continue;
       stream.end({ finishReason: "length" });
       running.delete(stream);
     }
@@ -134,10 +154,11 @@ function worker(bus: Bus, inst: string): void {
     if (reply !== undefined && reply !== envelope.stream.subject) {
       bus.publish(reply, encodeReceipt({ type: "accepted", ...receipt, decisions }));
     }
-    if (body.stop_conditions?.max_tokens === 0) return;
+    const total = body.stop_conditions?.max_tokens ?? 0;
+    if (total === 0) return;
     const stream = sender.open(envelope, place);
     if (typeof stream === "string") return;
-    running.add(stream);
+    running.set(stream, total);
     wake();
   });
   bus.subscribe(controlSubject("w", inst), ({ payload, reply }) => {
@@ -164,7 +185,19 @@ function router(bus: Bus, inst: string, next: string): void {
 
 interface Counter {
   units: number;
+  /** Streams, or requests, that have not ended. */
+  open: number;
   stopped: boolean;
+}
+
+/** One stream ended: another one starts, unless the window is over. */
+function ended(counter: Counter, ask: () => void): void {
+  if (!counter.stopped) {
+    ask();
+    return;
+  }
+  counter.open -= 1;
+  if (counter.open === 0) process.send?.({ type: "idle" });
 }
 
 /** Our owner: the whole protocol with credit, acknowledgements and timers. */
@@ -175,8 +208,8 @@ function bundleClient(bus: Bus): (go: Go, counter: Counter) => void {
       owner.call({
         route: () => ({ inst: go.inst, subject: subjectOf(go.inst) }),
         phase: "aggregated",
-        body: { model: "m", stop_conditions: { max_tokens: outputTokens } },
-        tokens: Uint32Array.from({ length: 16 }, (_, index) => index),
+        body: { model: "m", stop_conditions: { max_tokens: go.outputTokens } },
+        tokens: Uint32Array.from(promptTokenIds),
         deadlineMs: 60_000,
         firstTokenTimeoutMs: 30_000,
         migration: { limit: 0, allowed: false },
@@ -185,9 +218,7 @@ function bundleClient(bus: Bus): (go: Go, counter: Counter) => void {
           onOutput: (output) => {
             counter.units += output.tokenIds.length;
           },
-          onEnd: () => {
-            if (!counter.stopped) ask();
-          },
+          onEnd: () => ended(counter, ask),
           onError: (error) => {
             throw error;
           },
@@ -202,31 +233,24 @@ function bundleClient(bus: Bus): (go: Go, counter: Counter) => void {
 function jsonClient(bus: Bus): (go: Go, counter: Counter) => void {
   let asked = 0;
   let current: { go: Go; counter: Counter } | undefined;
-  const ask = ({ go }: { go: Go }): void => {
+  const ask = (go: Go): void => {
     const subject = `${bus.inboxPrefix}.j.${asked++}`;
-    const tokenIds = Array.from({ length: 16 }, (_, index) => index);
-    if (go.mode === "relay") {
-      const request = { token_ids: tokenIds, stop_conditions: { max_tokens: outputTokens } };
-      const bytes = encoder.encode(JSON.stringify(request));
-      bus.publish(subjectOf(go.inst), bytes, { reply: subject });
-      return;
-    }
-    const dispatch = dispatchTo(subject, Uint32Array.from(tokenIds), outputTokens);
-    const timeoutMs = 10_000;
-    void bus.request(subjectOf(go.inst), encodeDispatch(dispatch), { timeoutMs });
+    const dispatch = dispatchTo(subject, Uint32Array.from(promptTokenIds), go.outputTokens);
+    const next = subjectOf(go.inst);
+    if (go.mode === "relay") bus.publish(next, encodeDispatchJson(dispatch), { reply: subject });
+    else void bus.request(next, encodeDispatch(dispatch), { timeoutMs: 10_000 });
   };
   bus.subscribe(`${bus.inboxPrefix}.j.*`, ({ payload }) => {
     if (!current) return;
-    const frame =
-      current.go.mode === "json"
-        ? decodeJsonFrame(payload)?.frame
-        : (JSON.parse(decoder.decode(payload)) as { type: string });
-    if (frame?.type === "tokens") current.counter.units += 1;
-    else if (frame?.type === "end" && !current.counter.stopped) ask(current);
+    const { go, counter } = current;
+    const frame: { readonly type: string } | undefined =
+      go.mode === "json" ? decodeJsonFrame(payload)?.frame : JSON.parse(decoder.decode(payload));
+    if (frame?.type === "tokens") counter.units += 1;
+    else if (frame?.type === "end") ended(counter, () => ask(go));
   });
   return (go, counter) => {
     current = { go, counter };
-    for (let stream = 0; stream < go.streams; stream++) ask(current);
+    for (let stream = 0; stream < go.streams; stream++) ask(go);
   };
 }
 
@@ -254,11 +278,10 @@ function promptClient(bus: Bus): (go: Go, counter: Counter) => void {
   return (go, counter) => {
     const encode = go.mode === "prompt-json" ? encodeDispatchJson : encodeDispatch;
     const ask = async (): Promise<void> => {
-      while (!counter.stopped) {
-        const bytes = encode(dispatchTo(`${bus.inboxPrefix}.none`, tokens, 0));
-        await bus.request(subjectOf(go.inst), bytes, { timeoutMs: 20_000 });
-        counter.units += 1;
-      }
+      const bytes = encode(dispatchTo(`${bus.inboxPrefix}.none`, tokens, 0));
+      await bus.request(subjectOf(go.inst), bytes, { timeoutMs: 20_000 });
+      counter.units += 1;
+      ended(counter, () => void ask());
     };
     for (let stream = 0; stream < go.streams; stream++) void ask();
   };
@@ -268,7 +291,7 @@ function client(bus: Bus): void {
   const [bundle, json, prompt] = [bundleClient(bus), jsonClient(bus), promptClient(bus)];
   process.on("message", (go: Go) => {
     if (go.type !== "go") return;
-    const counter: Counter = { units: 0, stopped: false };
+    const counter: Counter = { units: 0, open: go.streams, stopped: false };
     if (go.mode === "bundle") bundle(go, counter);
     else if (go.mode === "json" || go.mode === "relay") json(go, counter);
     else prompt(go, counter);

@@ -1,26 +1,36 @@
 /**
- * R1-R3, P1: streams and large prompts over a real nats-server, every part in a process of its own.
- * R is the baseline: two routers that each open a stream and copy one JSON message per token.
+ * R1-R3, P1: streams and large prompts over a real nats-server, every part in a process of its own,
+ * compiled as it ships. R is the baseline: two routers that each open a stream, parse and print one
+ * JSON message per token. 64 streams; an engine step makes one token for each at once. Rows without
+ * `of 1000` are answers of 100 tokens, the target: there, what a request costs counts as much as
+ * what its tokens cost.
  */
-import { type ChildProcess, fork } from "node:child_process";
+import { type ChildProcess, execFile, fork } from "node:child_process";
 import { readFile } from "node:fs/promises";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 import { realClock } from "../src/base/clock.ts";
 import { findNatsServer } from "../src/runtime/find-nats-server.ts";
 import { type NatsServer, startNatsServer } from "../src/runtime/nats-server.ts";
 import { type BenchRow, median } from "./bench-row.ts";
 import type { ClientMode, Counted, Go } from "./stream-bench-process.ts";
 
-const processPath = fileURLToPath(new URL("./stream-bench-process.ts", import.meta.url));
-const cacheDir = fileURLToPath(new URL("../.cache/nats-server", import.meta.url));
+const root = fileURLToPath(new URL("..", import.meta.url));
+const cacheDir = join(root, ".cache", "nats-server");
+/** Compiled processes; inside the project, so that they find its packages. */
+const outDir = join(root, ".cache", "bench");
+/** Names a directory to write a CPU profile of every process to. */
+const profileDir = process.env["BENCH_CPU_PROFILES"];
 /** Clock ticks per second of /proc/<pid>/stat. */
 const ticksPerSecond = 100;
 
 interface Measured {
   readonly unitsPerSecond: number;
-  /** CPU per unit in µs: of all processes with the broker, and of one router. */
+  /** CPU per unit in µs: of all processes with the broker, of one router, of client and worker. */
   readonly cpuUs: number;
   readonly routerCpuUs: number;
+  readonly endsCpuUs: number;
 }
 
 interface Fleet {
@@ -52,27 +62,39 @@ async function rows(fleet: Fleet, quick: boolean): Promise<BenchRow[]> {
   const rounds = quick ? 2 : 7;
   const streams = 64;
   const windowMs = quick ? 500 : 1_500;
-  const go = (mode: ClientMode, inst: string, count = streams): Omit<Go, "type"> => {
-    return { mode, inst, streams: count, warmupMs: 400, windowMs };
+  const go = (mode: ClientMode, inst: string, outputTokens = 100): GoOptions => {
+    return { mode, inst, streams, outputTokens, warmupMs: 400, windowMs };
   };
   const relay = go("relay", "relay-a");
-  const bundle = go("bundle", "router-a");
   const r1 = await compare(fleet, relay, go("json", "router-a"), rounds);
-  const r2 = await compare(fleet, relay, bundle, rounds);
+  const r2 = await compare(fleet, relay, go("bundle", "router-a"), rounds);
   const r3 = await compare(fleet, go("relay", "relay-worker"), go("bundle", "worker"), rounds);
-  const [json, frame] = [go("prompt-json", "router-a", 4), go("prompt-frame", "router-a", 4)];
-  const p1 = await compare(fleet, json, frame, rounds);
+  const long = await compare(
+    fleet,
+    go("relay", "relay-a", 1000),
+    go("bundle", "router-a", 1000),
+    rounds,
+  );
+  const prompt = { streams: 4, outputTokens: 0 };
+  const json = { ...go("prompt-json", "router-a"), ...prompt };
+  const p1 = await compare(fleet, json, { ...json, mode: "prompt-frame" }, rounds);
   return [
     rate("R1 direct JSON / relayed", "tok/s", r1, "≥ 2x"),
     cpu("R1 CPU per router", "µs/tok", r1, "routerCpuUs", "≥ 10x"),
     rate("R2 direct bundles / relayed", "tok/s", r2, "≥ 8x"),
     cpu("R2 CPU, all", "µs/tok", r2, "cpuUs", "≥ 8x"),
     cpu("R2 CPU per router", "µs/tok", r2, "routerCpuUs", "≥ 10x"),
+    routerShare("R2 CPU of both routers", r2, "≤ 10 % of client and worker"),
     rate("R3 bundles / JSON per token, no hop", "tok/s", r3, "≥ 4x"),
+    rate("R2 of 1000 tokens", "tok/s", long, "-"),
+    cpu("R2 of 1000 tokens, CPU, all", "µs/tok", long, "cpuUs", "-"),
+    routerShare("R2 of 1000 tokens, CPU of both routers", long, "-"),
     rate("P1 128k prompt, frame / JSON", "req/s", p1, "≥ 3x"),
     cpu("P1 CPU per router", "µs/req", p1, "routerCpuUs", "≥ 6x"),
   ];
 }
+
+type GoOptions = Omit<Go, "type">;
 
 interface Comparison {
   readonly baseline: readonly Measured[];
@@ -82,8 +104,8 @@ interface Comparison {
 /** Alternates both sides; the first round warms up and is dropped. */
 async function compare(
   fleet: Fleet,
-  baseline: Omit<Go, "type">,
-  ours: Omit<Go, "type">,
+  baseline: GoOptions,
+  ours: GoOptions,
   rounds: number,
 ): Promise<Comparison> {
   const found: { baseline: Measured[]; ours: Measured[] } = { baseline: [], ours: [] };
@@ -96,33 +118,37 @@ async function compare(
   return found;
 }
 
-async function measure(fleet: Fleet, go: Omit<Go, "type">): Promise<Measured> {
+async function measure(fleet: Fleet, go: GoOptions): Promise<Measured> {
   const client = childOf(fleet, "client");
   client.send({ type: "go", ...go } satisfies Go);
   await messageOf(client, "warm");
   const before = await cpuTimes(fleet);
   const counted = (await messageOf(client, "counted")) as Counted;
+  const idle = messageOf(client, "idle");
   const after = await cpuTimes(fleet);
+  await idle;
   const spent = (names: readonly string[]): number =>
     names.reduce((sum, name) => sum + (after.get(name) ?? 0) - (before.get(name) ?? 0), 0);
-  const routers = go.mode === "relay" ? ["relay-a", "relay-b"] : ["router-a", "router-b"];
-  // What is under way ends before the next measurement starts.
-  await new Promise((resolve) => setTimeout(resolve, 300));
+  const isRelay = go.mode === "relay";
+  const routers = isRelay ? ["relay-a", "relay-b"] : ["router-a", "router-b"];
+  const ends = ["client", isRelay ? "relay-worker" : "worker"];
   return {
     unitsPerSecond: (1000 * counted.units) / counted.ms,
     cpuUs: spent([...after.keys()]) / counted.units,
     routerCpuUs: spent(routers) / 2 / counted.units,
+    endsCpuUs: spent(ends) / counted.units,
   };
 }
 
 /** CPU time in µs so far, by process; `server` is the broker. */
 async function cpuTimes(fleet: Fleet): Promise<Map<string, number>> {
   const times = new Map<string, number>();
-  for (const [name, child] of fleet.children) {
+  const ask = async ([name, child]: readonly [string, ChildProcess]): Promise<void> => {
     child.send({ type: "cpu" });
     const usage = (await messageOf(child, "cpu")) as unknown as NodeJS.CpuUsage;
     times.set(name, usage.user + usage.system);
-  }
+  };
+  await Promise.all([...fleet.children].map(ask));
   const stat = await readFile(`/proc/${fleet.server.pid}/stat`, "utf8");
   const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
   const ticks = Number(fields[11]) + Number(fields[12]);
@@ -151,6 +177,14 @@ function cpu(
   return row({ id, unit, baseline: of(found.baseline), ours: of(found.ours), target }, ratios);
 }
 
+/** CPU of both routers as a part of the client's and the worker's; below 1 is less. */
+function routerShare(id: string, found: Comparison, target: string): BenchRow {
+  const of = (side: readonly Measured[]): number =>
+    median(side.map(({ routerCpuUs, endsCpuUs }) => (2 * routerCpuUs) / endsCpuUs));
+  const [baseline, ours] = [of(found.baseline), of(found.ours)];
+  return { id, unit: "of ends", baseline, ours, ratio: baseline / ours, target };
+}
+
 function row(fields: Omit<BenchRow, "ratio">, ratios: readonly number[]): BenchRow {
   return { ...fields, ratio: median(ratios) };
 }
@@ -160,15 +194,35 @@ async function startFleet(): Promise<Fleet> {
   const find = { cacheDir, env: process.env, onProgress, allowDownload: true, clock: realClock };
   const binary = await findNatsServer(find);
   if (binary === undefined) throw new Error("the stream bench needs a nats-server");
+  await compile();
   const server = await startNatsServer({ binary, clock: realClock });
   const children = new Map<string, ChildProcess>();
   for (const [name, role, next = ""] of roles) {
     const args = [role, server.url, name, next];
-    const child = fork(processPath, args, { execArgv: ["--import", "tsx"] });
+    const execArgv = profileDir
+      ? ["--cpu-prof", `--cpu-prof-dir=${profileDir}`, `--cpu-prof-name=${name}.cpuprofile`]
+      : [];
+    const child = fork(join(outDir, "bench", "stream-bench-process.js"), args, { execArgv });
     children.set(name, child);
     await messageOf(child, "ready");
   }
   return { server, children };
+}
+
+/** Plain JavaScript, as packages ship it: a loader's wrappers would be measured too. */
+async function compile(): Promise<void> {
+  const options = {
+    target: "es2023",
+    module: "nodenext",
+    types: "node",
+    rootDir: root,
+    outDir,
+  };
+  const flags = Object.entries(options).flatMap(([name, value]) => [`--${name}`, value]);
+  const switches = ["--rewriteRelativeImportExtensions", "--skipLibCheck", "--noCheck"];
+  const source = join(root, "bench", "stream-bench-process.ts");
+  const tsc = join(root, "node_modules", ".bin", "tsc");
+  await promisify(execFile)(tsc, [source, "--ignoreConfig", ...flags, ...switches]);
 }
 
 function childOf(fleet: Fleet, name: string): ChildProcess {

@@ -9,6 +9,7 @@ import type { Bus } from "../runtime/bus.ts";
 import { findNatsServer } from "../runtime/find-nats-server.ts";
 import { createMemoryNetwork } from "../runtime/memory-bus.ts";
 import { connectNatsBus } from "../runtime/nats-bus.ts";
+import { natsServers } from "../runtime/nats-bus-credentials.ts";
 import { startNatsServer } from "../runtime/nats-server.ts";
 import type { DemoOptions } from "./flags-demo.ts";
 
@@ -36,7 +37,8 @@ export async function openDemoBus(
   if (nats !== null) {
     const probe = await connect(nats, "ob", "demo-probe");
     await probe.close();
-    return onNats(nats, `nats-server at ${nats}`, async () => {});
+    const servers = natsServers(nats).servers.join(", ");
+    return onNats(nats, `nats-server at ${servers}`, async () => {});
   }
   try {
     const env = process.env;
@@ -67,9 +69,8 @@ function onNats(url: string, description: string, close: () => Promise<void>): D
 }
 
 function connect(url: string, role: BusRole, name: string): Promise<Bus> {
-  const servers = url.split(",").map((server) => server.trim());
-  const options = { servers, role, name: `demo-${name}`, clock: realClock, random: osRandom };
-  return connectNatsBus({ ...options, failFast: true });
+  const options = { role, name: `demo-${name}`, clock: realClock, random: osRandom };
+  return connectNatsBus({ ...natsServers(url), ...options, failFast: true });
 }
 
 function embedded(clock: Clock, description: string): DemoBus {

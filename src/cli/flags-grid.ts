@@ -85,6 +85,21 @@ export const explainFlags = {
     group: "Output",
     help: "The records as JSON instead of text.",
   },
+  nats: {
+    flag: "nats",
+    type: "string",
+    default: null,
+    group: "Bus",
+    help: "Asks the global router that runs there; when none answers, the file alone decides.",
+  },
+  componentName: {
+    flag: "component-name",
+    env: "DYN_GLOBAL_ROUTER_COMPONENT_NAME",
+    type: "string",
+    default: "global_router",
+    group: "Bus",
+    help: "Component of that global router.",
+  },
   ...fileFlags,
 } as const satisfies FlagTable;
 export type ExplainOptions = OptionsOf<typeof explainFlags>;
@@ -100,6 +115,10 @@ export const explainCommand: Command<typeof explainFlags> = {
     {
       does: "a prompt of 12,000 tokens that wants its first token within 400 ms",
       line: "tiergrid explain pool-configs/demo.json --tokens 12000 --ttft-target-ms 400",
+    },
+    {
+      does: "the same with the state the pools are in",
+      line: "tiergrid explain pool-configs/demo.json --tokens 12000 --nats nats://localhost:4222",
     },
   ],
 };

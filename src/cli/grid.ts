@@ -7,6 +7,7 @@ import type { PoolConfig, RolePools } from "../config/pool-config.ts";
 import { renderGrid } from "../config/render-grid.ts";
 import { type AxisReading, type PoolSelection, selectPool } from "../core/sla-grid.ts";
 import type { ExplainOptions, explainFlags, GridOptions, gridFlags } from "./flags-grid.ts";
+import { askRouter, liveText } from "./live-explain.ts";
 
 type Print = (text: string) => void;
 
@@ -32,10 +33,20 @@ export async function explainPool(
   print: Print,
 ): Promise<number> {
   const { config } = await load(given);
+  const { nats, json } = given.options;
+  if (nats !== null) {
+    const roles = config.roles.map(({ role }) => role);
+    const answer = await askRouter({ ...given.options, nats }, roles);
+    if (answer.type === "explained") {
+      print(json ? jsonText(answer.roles) : answer.roles.map(liveText).join(""));
+      return 0;
+    }
+    console.error(`note: no global router answered (${answer.why}); this is what the file says`);
+  }
   const selections = config.roles.map((role) => select(role, given.options));
-  if (given.options.json) {
+  if (json) {
     const records = config.roles.map((role, at) => recordOf(role, selections[at]));
-    print(`${JSON.stringify(records, undefined, 2)}\n`);
+    print(jsonText(records));
   } else {
     config.roles.forEach((role, at) => {
       print(selectionText(role, selections[at]));
@@ -57,6 +68,10 @@ async function load({
   const result = await loadPoolConfigFile(path, { ownNamespace: namespace, strict: strictConfig });
   if (!result.ok) throw poolConfigError(result.faults);
   return result;
+}
+
+function jsonText(value: unknown): string {
+  return `${JSON.stringify(value, undefined, 2)}\n`;
 }
 
 function select({ grid }: RolePools, options: ExplainOptions): PoolSelection {

@@ -5,6 +5,7 @@ import { formatFault } from "../config/config-fault.ts";
 import { parseConfigText, readConfigText } from "../config/config-text.ts";
 import { loadBlockHasher } from "../protocol/block-hashes.ts";
 import { parseEndpointPath } from "../protocol/subjects.ts";
+import { mergeMetricTexts } from "../runtime/merge-metrics.ts";
 import { componentMetrics, processMetrics, workerMetrics } from "../runtime/metric-table.ts";
 import { createMetrics } from "../runtime/metrics.ts";
 import { MockDriver } from "../worker/mock-driver.ts";
@@ -19,20 +20,24 @@ export async function run(given: Given<typeof workerMockFlags>): Promise<number>
   const { options } = given;
   const endpoint = parseEndpointPath(options.endpoint);
   const config = readMockEngineConfig(mockEngineOptionsOf(given, await fileOf(given)));
-  const metrics = createMetrics({ ...workerMetrics, ...componentMetrics, ...processMetrics });
+  const metrics = createMetrics(processMetrics);
   const shell = await openShell(options, "wk", metrics);
   const { clock, random, bus, gate, version } = shell;
   const hasher = await loadBlockHasher();
   const workers: Worker[] = [];
+  const workerTexts: (() => Promise<string>)[] = [];
   for (let number = 0; number < options.count; number++) {
     const name = `${endpoint.namespace}-${number}`;
     const engine = new MockDriver({
       ...{ name, config, clock, random, hasher },
       model: options.modelName,
     });
+    const constants = options.count > 1 ? [{ prefix: "", labels: { worker: String(number) } }] : [];
+    const ownMetrics = createMetrics({ ...workerMetrics, ...componentMetrics }, constants);
+    workerTexts.push(ownMetrics.text);
     workers.push(
       startWorker({
-        ...{ bus, clock, random, gate, version, metrics, engine, endpoint },
+        ...{ bus, clock, random, gate, version, engine, endpoint, metrics: ownMetrics },
         log: shell.logs("worker"),
         blockHasher: hasher,
       }),
@@ -46,7 +51,8 @@ export async function run(given: Given<typeof workerMockFlags>): Promise<number>
       ready: ready(),
       body: { workers: workers.map((worker) => worker.health().body) },
     }),
-    metrics: metrics.text,
+    metrics: async () =>
+      mergeMetricTexts(await Promise.all([metrics.text, ...workerTexts].map((text) => text()))),
     facts: { endpoint: options.endpoint, workers: workers.map(({ inst }) => inst).join(",") },
     drain: async () => {
       await Promise.all(workers.map((worker) => worker.drain(options.drainTimeoutSecs * 1000)));

@@ -51,6 +51,12 @@ export function natsAccess(
   };
 }
 
+/** The same for servers that need no files. */
+export function natsServers(servers: string): ReturnType<typeof natsAccess> {
+  const files = { credsFile: null, nkeySeedFile: null, caFile: null, certFile: null };
+  return natsAccess({ servers, ...files, keyFile: null });
+}
+
 interface Server {
   readonly server: string;
   readonly credentials: NatsBusOptions["credentials"];

@@ -91,6 +91,14 @@ it("starts in any order, even before the broker, serves, and drains on SIGTERM",
     const prompt = Array.from({ length: 100 }, (_, at) => at);
     const expected = Array.from({ length: 12 }, (_, at) => mockToken(5, 100 + at));
     expect(await tokensOf(api, prompt, 5)).toEqual(expected);
+    const explain = tiergrid(
+      ["explain", config, "--tokens", "100", "--nats", `nats://127.0.0.1:${port}`],
+      {},
+    );
+    expect(await explain.ended(), explain.stderr()).toBe(0);
+    expect(explain.stdout()).toMatch(
+      /^agg: pool only \(grid\)[\s\S]*ready, 2 workers, 0 in flight/,
+    );
     const models = await fetch(`${api}/models`).then((response) => response.json());
     expect(models).toMatchObject({ data: [{ id: "mock-model" }] });
     for (const one of processes) {

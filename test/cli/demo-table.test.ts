@@ -56,6 +56,6 @@ it("shows progress, pools and figures in aligned columns", () => {
     "  bulk-decode  decode         1         1        2           1234  1",
   ]);
   expect(progressLine(report)).toBe(
-    "1/4  running 2  completed 1  failed 0  hit 64.0 %  TTFT 81/81 ms  ITL 6.0/6.0 ms",
+    "1/4  running 2  completed 1  failed 0  hit 64.0 %  TTFT 79/79 ms  ITL 6.1/6.1 ms",
   );
 });

@@ -1,213 +1,224 @@
 /**
- * Blocks that running requests hold, counted per (sequence hash, holder slot).
+ * Blocks that running requests hold, and on which holder slots, with references and weights.
  *
- *   buckets   [ head record, mixed hash ] by linear probing; record 0 = empty
- *      │
- *      ▼
- *   record    1 ──next──▶ 7 ──next──▶ 0     one record per holder of that hash
+ *   table (LaneTable)             uses
+ *   sequence hash -> use id  ──▶  1  { blocks: 128, records: [ 0, 2, 1,   3, 1, 1,   9, 5, 0.5 ] }
+ *                                 2  { blocks: 122, records: [ 3, 1, 1 ] }
+ *                                                              slot, references, weight
  *
- *   fields    [ lo, hi, holder, refs, next, previous, mixed, – ]   8 x i32 = half a cache line
- *             (the mixed hash stands in both, so that a probe that fails reads no record)
- *   weight    1, or the fraction its single user last gave it
+ * Blocks that the same requests hold share one use, so a prompt is a few stretches of equal ids: a
+ * walk costs one probe per block and looks at holders once per stretch.
  *
- * Invariants: every record in a list has the same hash and another holder; refs >= 1; bucket load
- * <= 1/2; record 0 is never used. The home bucket depends on two secrets drawn at construction,
- * so a client that chooses its tokens cannot aim at one bucket.
+ * Invariants: records ascend by slot, with references >= 1, and never change; a block whose holders
+ * change moves to another use. A use without blocks is gone; id 0 is the use of absent blocks.
+ * Neighbours that become equal again become one again. Any list of hashes will do, chained or not,
+ * with repeats or without.
  */
 import type { Random } from "../base/random.ts";
-import { randomU32 } from "../base/random.ts";
-import { grownFloat64, grownInt32 } from "./column.ts";
+import { LaneTable } from "./lane-table.ts";
 
-const recordsAtStart = 1024;
-const stride = 8;
-const lane0 = 0;
-const lane1 = 1;
-const holderAt = 2;
-const refsAt = 3;
-const nextAt = 4;
-const previousAt = 5;
-const mixedAt = 6;
+interface Use {
+  readonly id: number;
+  readonly records: readonly number[];
+  blocks: number;
+  // Where the call `movedBy` moves blocks of this use.
+  movedTo: Use | undefined;
+  movedBy: number;
+}
+
+type Records = readonly number[];
+
+/** Records after a change of one slot; the same array when nothing changes. */
+type Step = (records: Records, slot: number, weight: number) => Records;
+
+/** Told that `blocks` blocks of `slot` weigh `after` instead of `before`; 0 = not live. */
+export type WeightChange = (slot: number, blocks: number, before: number, after: number) => void;
+
+const slotsAtStart = 1024;
+const width = 3;
 
 export class LiveBlocks {
-  weight: Float64Array = new Float64Array(recordsAtStart);
+  /** Number of (hash, slot) pairs. */
+  size = 0;
 
-  readonly #recordsMax: number;
-  readonly #secretLo: number;
-  readonly #secretHi: number;
-  #fields = new Int32Array(recordsAtStart * stride);
-  #buckets = new Int32Array(4 * recordsAtStart);
-  #hashes = 0;
-  #records = 0;
-  #unused = 1;
-  #freeHead = 0;
+  readonly #pairsMax: number;
+  readonly #table: LaneTable;
+  readonly #onWeight: WeightChange;
+  readonly #uses: (Use | undefined)[] = [];
+  readonly #freeIds: number[] = [];
+  readonly #absent: Use;
+  #calls = 0;
 
-  /** Holds at most `recordsMax` (hash, holder) records. */
-  constructor(recordsMax: number, random: Random) {
-    this.#recordsMax = recordsMax;
-    this.#secretLo = randomU32(random) | 1;
-    this.#secretHi = randomU32(random) | 1;
+  /** Holds at most `pairsMax` (hash, slot) pairs. */
+  constructor(pairsMax: number, random: Random, onWeight: WeightChange) {
+    this.#pairsMax = pairsMax;
+    this.#table = new LaneTable(3, slotsAtStart, random);
+    this.#onWeight = onWeight;
+    this.#absent = this.#newUse([]);
   }
 
-  /** Number of (hash, holder) records. */
-  get size(): number {
-    return this.#records;
+  /** Uses with blocks. */
+  get useCount(): number {
+    return this.#uses.length - this.#freeIds.length - 1;
   }
 
-  get bytes(): number {
-    return this.#buckets.byteLength + this.#fields.byteLength + this.weight.byteLength;
-  }
-
-  /** True when `count` more records fit. */
+  /** True when `count` more pairs fit. */
   hasRoom(count: number): boolean {
-    return this.#records + count <= this.#recordsMax;
+    return this.size + count <= this.#pairsMax;
   }
 
-  /** Requests that use the block of a record. */
-  refsOf(record: number): number {
-    return this.#fields[record * stride + refsAt]!;
+  /** Takes a reference to every block of `sequence` (interleaved lanes); new ones weigh 1. */
+  acquire(sequence: Uint32Array, slot: number): void {
+    this.#table.reserve(sequence.length >> 1);
+    this.#change(sequence, slot, acquired, 1);
   }
 
-  /** Takes one reference to the block on `holder`; a new record has one reference, weight 1. */
-  acquire(lo: number, hi: number, holder: number): number {
-    const mixed = this.#mix(lo, hi);
-    const bucket = this.#bucketOf(lo | 0, hi | 0, mixed);
-    const head = this.#buckets[2 * bucket]!;
-    for (let record = head; record !== 0; record = this.#fields[record * stride + nextAt]!) {
-      if (this.#fields[record * stride + holderAt] !== holder) continue;
-      this.#fields[record * stride + refsAt]!++;
-      return record;
+  /** Gives back one reference to every block of `sequence`. */
+  release(sequence: Uint32Array, slot: number): void {
+    this.#change(sequence, slot, released, 0);
+  }
+
+  /** Gives `weight` to the blocks of `sequence` that have one reference on the slot. */
+  reweigh(sequence: Uint32Array, slot: number, weight: number): void {
+    this.#change(sequence, slot, reweighed, weight);
+  }
+
+  /** Writes into `shared[slot]` the length of the longest prefix of `sequence` live on that slot. */
+  sharedPrefix(sequence: Uint32Array, shared: Int32Array): void {
+    shared.fill(0);
+    const table = this.#table;
+    const blocks = sequence.length >> 1;
+    let stretch = 0;
+    let from = 0;
+    for (let block = 0; block < blocks; block++) {
+      const id = table.get(sequence[2 * block]! | 0, sequence[2 * block + 1]! | 0);
+      if (id === stretch && id !== 0) continue;
+      if (block > 0 && !extend(this.#uses[stretch]!.records, shared, from, block)) return;
+      if (id === 0) return;
+      stretch = id;
+      from = block;
     }
-    const record = this.#allot();
-    const at = record * stride;
-    const fields = this.#fields;
-    fields[at + lane0] = lo;
-    fields[at + lane1] = hi;
-    fields[at + holderAt] = holder;
-    fields[at + refsAt] = 1;
-    fields[at + nextAt] = head;
-    fields[at + previousAt] = 0;
-    fields[at + mixedAt] = mixed;
-    this.weight[record] = 1;
-    if (head !== 0) fields[head * stride + previousAt] = record;
-    this.#buckets[2 * bucket] = record;
-    this.#buckets[2 * bucket + 1] = mixed;
-    this.#records++;
-    if (head === 0 && ++this.#hashes * 4 > this.#buckets.length) this.#rehash();
-    return record;
+    extend(this.#uses[stretch]!.records, shared, from, blocks);
   }
 
-  /** Gives one reference back; answers true when the record is gone with it. */
-  release(record: number): boolean {
-    const fields = this.#fields;
-    const at = record * stride;
-    if (--fields[at + refsAt]! > 0) return false;
-    const next = fields[at + nextAt]!;
-    const previous = fields[at + previousAt]!;
-    if (next !== 0) fields[next * stride + previousAt] = previous;
-    if (previous !== 0) fields[previous * stride + nextAt] = next;
-    else this.#replaceHead(record, next);
-    fields[at + nextAt] = this.#freeHead;
-    this.#freeHead = record;
-    this.#records--;
-    return true;
+  /** Applies `step` to each block in order; blocks of one use move together, a stretch at a time. */
+  #change(sequence: Uint32Array, slot: number, step: Step, weight: number): void {
+    const table = this.#table;
+    const absent = this.#absent;
+    const changed = (records: Records): Records => step(records, slot, weight);
+    this.#calls++;
+    let use = absent;
+    let to = absent;
+    let moved = 0;
+    for (let word = 0; word + 1 < sequence.length; word += 2) {
+      const lo = sequence[word]! | 0;
+      const hi = sequence[word + 1]! | 0;
+      let at = table.find(lo, hi);
+      const id = at < 0 ? absent.id : table.words[at + 2]!;
+      if (id !== use.id || moved === 0) {
+        this.#endStretch(use, to, slot, moved);
+        moved = 0;
+        use = this.#uses[id]!;
+        to = this.#targetOf(use, to, changed);
+      }
+      moved++;
+      if (to === use) continue;
+      if (to === absent) table.removeAt(at);
+      else {
+        if (at < 0) at = table.insert(lo, hi);
+        table.words[at + 2] = to.id;
+      }
+    }
+    this.#endStretch(use, to, slot, moved);
   }
 
   /**
-   * Writes into `shared[slot]` the length of the longest prefix of `sequence` (interleaved lanes)
-   * that is live on that slot. Costs one probe per matched block plus one step per holder of it.
+   * Where blocks of `use` go: nowhere, to the use this call made for earlier ones, to that of the
+   * block before if it has the same records, or to a new one.
    */
-  sharedPrefix(sequence: Uint32Array, shared: Int32Array): void {
-    shared.fill(0);
-    const fields = this.#fields;
-    const blocks = sequence.length >> 1;
-    for (let block = 0; block < blocks; block++) {
-      const lo = sequence[2 * block]!;
-      const hi = sequence[2 * block + 1]!;
-      let reached = false;
-      let record = this.#buckets[2 * this.#bucketOf(lo | 0, hi | 0, this.#mix(lo, hi))]!;
-      for (; record !== 0; record = fields[record * stride + nextAt]!) {
-        const holder = fields[record * stride + holderAt]!;
-        if (shared[holder] !== block) continue;
-        shared[holder] = block + 1;
-        reached = true;
-      }
-      if (!reached) return;
-    }
+  #targetOf(use: Use, before: Use, changed: (records: Records) => Records): Use {
+    const known = use.movedBy === this.#calls ? use.movedTo : undefined;
+    // A repeated hash may have emptied it again.
+    if (known && known.blocks > 0) return known;
+    const records = changed(use.records);
+    if (records === use.records) return use;
+    if (records.length === 0) return this.#absent;
+    const joins = before.blocks > 0 && isEqual(before.records, records);
+    use.movedTo = joins ? before : this.#newUse(records);
+    use.movedBy = this.#calls;
+    return use.movedTo;
   }
 
-  #mix(lo: number, hi: number): number {
-    const mixed = Math.imul(lo ^ this.#secretLo, 0x9e3779b1) ^ Math.imul(hi, this.#secretHi);
-    const spread = Math.imul(mixed ^ (mixed >>> 15), this.#secretLo);
-    return spread ^ (spread >>> 13);
+  /** Books that `moved` blocks went from one use to another. */
+  #endStretch(use: Use, to: Use, slot: number, moved: number): void {
+    if (moved === 0 || to === use) return;
+    const before = weightOf(use.records, slot);
+    const after = weightOf(to.records, slot);
+    if (before !== after) this.#onWeight(slot, moved, before, after);
+    this.size += (moved * (to.records.length - use.records.length)) / width;
+    if (to !== this.#absent) to.blocks += moved;
+    if (use === this.#absent) return;
+    use.blocks -= moved;
+    use.movedTo = use.blocks > 0 ? use.movedTo : undefined;
+    if (use.blocks > 0) return;
+    this.#uses[use.id] = undefined;
+    this.#freeIds.push(use.id);
   }
 
-  /** Bucket whose head has this hash, or the empty bucket where it belongs. */
-  #bucketOf(lo: number, hi: number, mixed: number): number {
-    const fields = this.#fields;
-    const buckets = this.#buckets;
-    const mask = (buckets.length >> 1) - 1;
-    let bucket = mixed & mask;
-    for (; ; bucket = (bucket + 1) & mask) {
-      const head = buckets[2 * bucket]!;
-      if (head === 0) return bucket;
-      if (buckets[2 * bucket + 1] !== mixed) continue;
-      const at = head * stride;
-      if (fields[at + lane0] === lo && fields[at + lane1] === hi) return bucket;
-    }
+  #newUse(records: Records): Use {
+    const id = this.#freeIds.pop() ?? this.#uses.length;
+    const use: Use = { id, records, blocks: 0, movedTo: undefined, movedBy: 0 };
+    this.#uses[id] = use;
+    return use;
   }
+}
 
-  #replaceHead(record: number, next: number): void {
-    const buckets = this.#buckets;
-    const mask = (buckets.length >> 1) - 1;
-    let bucket = this.#fields[record * stride + mixedAt]! & mask;
-    while (buckets[2 * bucket] !== record) bucket = (bucket + 1) & mask;
-    buckets[2 * bucket] = next;
-    if (next !== 0) return;
-    this.#hashes--;
-    this.#closeGap(bucket);
+/** Slots with a live prefix of `from` blocks that are in `records` have one of `to`; any? */
+function extend(records: Records, shared: Int32Array, from: number, to: number): boolean {
+  let reached = false;
+  for (let at = 0; at < records.length; at += width) {
+    const slot = records[at]!;
+    if (shared[slot] !== from) continue;
+    shared[slot] = to;
+    reached = true;
   }
+  return reached;
+}
 
-  /** Moves later heads of the probe run back, so that no empty bucket cuts them off. */
-  #closeGap(emptied: number): void {
-    const buckets = this.#buckets;
-    const mask = (buckets.length >> 1) - 1;
-    let gap = emptied;
-    for (let bucket = (gap + 1) & mask; ; bucket = (bucket + 1) & mask) {
-      const head = buckets[2 * bucket]!;
-      if (head === 0) return;
-      const mixed = buckets[2 * bucket + 1]!;
-      if (((bucket - mixed) & mask) < ((bucket - gap) & mask)) continue;
-      buckets[2 * gap] = head;
-      buckets[2 * gap + 1] = mixed;
-      buckets[2 * bucket] = 0;
-      gap = bucket;
-    }
-  }
+function acquired(records: Records, slot: number, weight: number): Records {
+  const at = placeOf(records, slot);
+  if (records[at] !== slot) return records.toSpliced(at, 0, slot, 1, weight);
+  return records.with(at + 1, records[at + 1]! + 1);
+}
 
-  #allot(): number {
-    const free = this.#freeHead;
-    if (free !== 0) {
-      this.#freeHead = this.#fields[free * stride + nextAt]!;
-      return free;
-    }
-    if (this.#unused === this.weight.length) {
-      this.weight = grownFloat64(this.weight, this.weight.length * 2);
-      this.#fields = grownInt32(this.#fields, this.#fields.length * 2);
-    }
-    return this.#unused++;
-  }
+function released(records: Records, slot: number): Records {
+  const at = placeOf(records, slot);
+  if (records[at] !== slot) return records;
+  if (records[at + 1] === 1) return records.toSpliced(at, width);
+  return records.with(at + 1, records[at + 1]! - 1);
+}
 
-  #rehash(): void {
-    const old = this.#buckets;
-    const buckets = new Int32Array(old.length * 2);
-    const mask = (buckets.length >> 1) - 1;
-    for (let from = 0; from < old.length; from += 2) {
-      if (old[from] === 0) continue;
-      let bucket = old[from + 1]! & mask;
-      while (buckets[2 * bucket] !== 0) bucket = (bucket + 1) & mask;
-      buckets[2 * bucket] = old[from]!;
-      buckets[2 * bucket + 1] = old[from + 1]!;
-    }
-    this.#buckets = buckets;
-  }
+function reweighed(records: Records, slot: number, weight: number): Records {
+  const at = placeOf(records, slot);
+  const changes = records[at] === slot && records[at + 1] === 1 && records[at + 2] !== weight;
+  return changes ? records.with(at + 2, weight) : records;
+}
+
+/** 0 for a slot without a record. */
+function weightOf(records: Records, slot: number): number {
+  const at = placeOf(records, slot);
+  return records[at] === slot ? records[at + 2]! : 0;
+}
+
+/** Place of the slot's record, or where it belongs. */
+function placeOf(records: Records, slot: number): number {
+  let at = 0;
+  while (at < records.length && records[at]! < slot) at += width;
+  return at;
+}
+
+function isEqual(a: Records, b: Records): boolean {
+  if (a.length !== b.length) return false;
+  for (let at = 0; at < a.length; at++) if (a[at] !== b[at]) return false;
+  return true;
 }

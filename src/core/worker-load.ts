@@ -57,7 +57,8 @@ export interface Booking {
 interface BookedRequest {
   readonly key: string;
   readonly slot: number;
-  readonly records: Int32Array;
+  /** Shareable blocks, as in the booking. */
+  readonly sequence: Uint32Array;
   readonly expectedPrefillMs: number;
   privateBlocks: number;
   privateWeight: number;
@@ -90,7 +91,9 @@ export class WorkerLoad {
 
   constructor(random: Random, limits: LoadLimits = defaultLoadLimits) {
     this.#limits = limits;
-    this.#blocks = new LiveBlocks(limits.blocksMax, random);
+    this.#blocks = new LiveBlocks(limits.blocksMax, random, (slot, blocks, before, after) =>
+      this.#reweigh(slot, blocks, before, after),
+    );
   }
 
   get requestCount(): number {
@@ -131,13 +134,12 @@ export class WorkerLoad {
     const { key, slot, sequence, nowMs } = booking;
     if (this.#requests.has(key)) return "duplicate_request";
     if (this.#known[slot] !== 1) return "worker_not_found";
-    const blocks = sequence.length >> 1;
     if (this.#requests.size >= this.#limits.requestsMax) return "capacity";
-    if (!this.#blocks.hasRoom(blocks)) return "capacity";
+    if (!this.#blocks.hasRoom(sequence.length >> 1)) return "capacity";
     const request: BookedRequest = {
       key,
       slot,
-      records: new Int32Array(blocks),
+      sequence: sequence.slice(),
       expectedPrefillMs: booking.expectedPrefillMs,
       privateBlocks: booking.privateBlocks,
       privateWeight: booking.privateBlocks,
@@ -146,11 +148,7 @@ export class WorkerLoad {
       older: undefined,
       younger: undefined,
     };
-    for (let block = 0; block < blocks; block++) {
-      const record = this.#blocks.acquire(sequence[2 * block]!, sequence[2 * block + 1]!, slot);
-      request.records[block] = record;
-      if (this.#blocks.refsOf(record) === 1) this.#weightSum[slot]! += 1;
-    }
+    this.#blocks.acquire(request.sequence, slot);
     this.#weightSum[slot]! += booking.privateBlocks;
     this.#settle(slot);
     this.#requests.set(key, request);
@@ -184,9 +182,9 @@ export class WorkerLoad {
     request.privateBlocks += count;
     const privateWeight =
       fraction === undefined ? request.privateWeight + count : request.privateBlocks * fraction;
-    this.#reweigh(request.slot, request.privateWeight, privateWeight);
+    this.#reweigh(request.slot, 1, request.privateWeight, privateWeight);
     request.privateWeight = privateWeight;
-    if (fraction !== undefined) this.#reweighShareable(request, fraction);
+    if (fraction !== undefined) this.#blocks.reweigh(request.sequence, request.slot, fraction);
     this.#settle(request.slot);
     return "ok";
   }
@@ -203,13 +201,10 @@ export class WorkerLoad {
   free(key: string, nowMs: number): LoadOutcome {
     const request = this.#requests.get(key);
     if (!request) return "request_not_found";
-    const { slot, records } = request;
+    const { slot } = request;
     if (request.prefillTokens > 0) this.#leavePrefill(request, nowMs);
-    for (let block = 0; block < records.length; block++) {
-      const record = records[block]!;
-      if (this.#blocks.release(record)) this.#reweigh(slot, this.#blocks.weight[record]!, 0);
-    }
-    this.#reweigh(slot, request.privateWeight, 0);
+    this.#blocks.release(request.sequence, slot);
+    this.#reweigh(slot, 1, request.privateWeight, 0);
     this.#settle(slot);
     this.#requests.delete(key);
     this.activeRequests[slot]!--;
@@ -286,20 +281,11 @@ export class WorkerLoad {
     this.#oldestSinceMs[slot] = nowMs;
   }
 
-  #reweighShareable(request: BookedRequest, fraction: number): void {
-    const { weight } = this.#blocks;
-    for (let block = 0; block < request.records.length; block++) {
-      const record = request.records[block]!;
-      if (this.#blocks.refsOf(record) !== 1) continue;
-      this.#reweigh(request.slot, weight[record]!, fraction);
-      weight[record] = fraction;
-    }
-  }
-
-  #reweigh(slot: number, before: number, after: number): void {
-    this.#weightSum[slot]! += after - before;
-    if (!Number.isInteger(before)) this.#fractions[slot]!--;
-    if (!Number.isInteger(after)) this.#fractions[slot]!++;
+  /** `count` blocks of the slot, or private sums, weigh `after` instead of `before`. */
+  #reweigh(slot: number, count: number, before: number, after: number): void {
+    this.#weightSum[slot]! += count * (after - before);
+    if (!Number.isInteger(before)) this.#fractions[slot]! -= count;
+    if (!Number.isInteger(after)) this.#fractions[slot]! += count;
   }
 
   /** Rounds the sum; without fractional weights it is exact, so float drift ends here. */

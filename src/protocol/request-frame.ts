@@ -62,10 +62,27 @@ export interface DispatchMessage {
  */
 export function decodeDispatch(message: DispatchMessage, random: Random): Dispatch {
   const { payload, reply } = message;
-  const isFrame = payload[0] === (magic & 0xff) && payload[1] === magic >> 8;
-  const { json, tokens } = isFrame ? readFrame(payload) : readJson(payload);
+  const { json, tokens } = isFrame(payload) ? readFrame(payload) : readJson(payload);
   const { tiergrid, ...body } = json;
   return { envelope: envelopeFromJson(tiergrid, reply, random), body, tokens };
+}
+
+/**
+ * True when the sender of a message that `decodeDispatch` refused waits for a receipt: it speaks
+ * frames, or names a stream. Any other sender follows its reply subject.
+ */
+export function awaitsReceipt(payload: Uint8Array): boolean {
+  if (isFrame(payload)) return true;
+  try {
+    const { tiergrid } = parseJson(payload);
+    return isObject(tiergrid) && tiergrid["stream"] !== undefined;
+  } catch {
+    return false;
+  }
+}
+
+function isFrame(payload: Uint8Array): boolean {
+  return payload[0] === (magic & 0xff) && payload[1] === magic >> 8;
 }
 
 interface DispatchParts {

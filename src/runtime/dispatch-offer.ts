@@ -4,8 +4,11 @@
  */
 import type { Clock } from "../base/clock.ts";
 import { TiergridError, toTiergridError } from "../base/errors.ts";
+import { type Random, randomHex128 } from "../base/random.ts";
 import { encodeNotice, type RequestNotice } from "../protocol/notices.ts";
-import { decodeReceipt } from "../protocol/receipts.ts";
+import { decodeReceipt, encodeReceipt } from "../protocol/receipts.ts";
+import { firstAttempt } from "../protocol/request-envelope.ts";
+import { awaitsReceipt, type DispatchMessage } from "../protocol/request-frame.ts";
 import type { Envelope, Receipt } from "../protocol/requests.ts";
 import { encodeControl } from "../protocol/stream-control.ts";
 import type { StreamFrame } from "../protocol/stream-frames.ts";
@@ -84,6 +87,27 @@ export function publishQuietly(bus: Bus, subject: string | undefined, payload: U
 export function publishFrame(bus: Bus, envelope: Envelope, frame: StreamFrame): void {
   const { stream, rid } = envelope;
   publishQuietly(bus, stream.subject, encodeStreamFrame(stream, rid, frame));
+}
+
+/**
+ * Refuses a message that cannot be read, at its reply subject: with a receipt when its sender waits
+ * for one, else with an error frame under a `rid` of its own.
+ */
+export function refuseUnread(
+  bus: Bus,
+  { payload, reply }: DispatchMessage,
+  random: Random,
+  { code, message, details, retryable }: TiergridError,
+): void {
+  if (reply === undefined) return;
+  if (awaitsReceipt(payload)) {
+    publishQuietly(bus, reply, encodeReceipt({ type: "refused", code, message, details }));
+    return;
+  }
+  const stream = { subject: reply, format: "json", key: 0, acks: false } as const;
+  const frame = { type: "error", attempt: firstAttempt, code, message, retryable } as const;
+  const encoded = encodeStreamFrame(stream, randomHex128(random), { ...frame, started: false });
+  publishQuietly(bus, reply, encoded);
 }
 
 /** Tells a hop or a worker to drop the attempt. */

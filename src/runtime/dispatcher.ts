@@ -36,6 +36,7 @@ import {
   offerDispatch,
   publishFrame,
   publishQuietly,
+  refuseUnread,
   reportFailed,
   sendCancel,
 } from "./dispatch-offer.ts";
@@ -100,9 +101,8 @@ export class Dispatcher<State> {
     try {
       dispatch = inPhase(decodeDispatch(message, random), phase);
     } catch (thrown) {
-      // Without an envelope the only address is the reply subject.
       this.#book.totals.refused += 1;
-      publishQuietly(bus, message.reply, encodeReceipt(refusal(toTiergridError(thrown))));
+      refuseUnread(bus, message, random, toTiergridError(thrown));
       return;
     }
     // Delivered twice: the first copy is answered, a second answer could only contradict it.

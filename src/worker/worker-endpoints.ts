@@ -15,7 +15,7 @@ import {
   generateSubject,
 } from "../protocol/subjects.ts";
 import type { Bus, BusMessage, Subscription } from "../runtime/bus.ts";
-import { publishFrame, publishQuietly } from "../runtime/dispatch-offer.ts";
+import { publishFrame, publishQuietly, refuseUnread } from "../runtime/dispatch-offer.ts";
 import { type MicroService, startMicroService } from "../runtime/micro-service.ts";
 import type { EngineRole } from "./engine.ts";
 import type { WorkerState } from "./worker-card.ts";
@@ -98,7 +98,8 @@ function receive(options: EndpointOptions, count: Count, message: BusMessage, ph
     count(message.payload.length, startedMs);
   } catch (thrown) {
     const error = toTiergridError(thrown);
-    refuse(bus, message, dispatch?.envelope, error);
+    if (dispatch) refuse(bus, message, dispatch.envelope, error);
+    else refuseUnread(bus, message, random, error);
     const at = dispatch ? "generate" : "deserialization";
     count(message.payload.length, startedMs, { error, at });
   }
@@ -108,10 +109,10 @@ function receive(options: EndpointOptions, count: Count, message: BusMessage, ph
 function refuse(
   bus: Bus,
   message: BusMessage,
-  envelope: Envelope | undefined,
+  envelope: Envelope,
   { code, message: text, retryable, details }: TiergridError,
 ): void {
-  if (!envelope || wantsReceipt(message, envelope)) {
+  if (wantsReceipt(message, envelope)) {
     const receipt = encodeReceipt({ type: "refused", code, message: text, details });
     publishQuietly(bus, message.reply, receipt);
     return;

@@ -204,7 +204,7 @@ it("answers 413 with size and limit to a prompt of 400,000 tokens, before it is 
 it("refuses a frame above max_payload at the sender's own bus, which stays connected", async () => {
   const bus = await connectNatsBus({
     servers: [nats.url],
-    role: "ts",
+    role: "ob",
     clock: realClock,
     random: osRandom,
     name: "test",

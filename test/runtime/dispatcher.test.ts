@@ -325,11 +325,20 @@ it("ends the entries of a worker that is gone", async () => {
 
 it("refuses what it cannot read, and new requests while it drains", async () => {
   const { run, outside, dispatcher, ask } = rig(["accept"]);
-  const text = new TextEncoder().encode("{}");
-  const unread = outside
-    .request(generateSubject("local", "9"), text, { timeoutMs: 1000 })
-    .then(({ payload }) => decodeReceipt(payload));
-  expect(await run(unread)).toMatchObject({ type: "refused", code: "invalid_request" });
+  const answerTo = async (text: string): Promise<Uint8Array> => {
+    const payload = new TextEncoder().encode(text);
+    const reply = outside.request(generateSubject("local", "9"), payload, { timeoutMs: 1000 });
+    return (await run(reply)).payload;
+  };
+  const refused = { type: "refused", code: "invalid_request" };
+  for (const text of ['{"tiergrid":{"stream":{"subject":"_INBOX.x"}}}', "TG"]) {
+    expect(decodeReceipt(await answerTo(text))).toMatchObject(refused);
+  }
+  // Who names no stream follows its reply subject.
+  for (const text of ["{}", "{", '{"tiergrid":7}']) {
+    const frame = { type: "error", code: "invalid_request", started: false };
+    expect(decodeJsonFrame(await answerTo(text))).toMatchObject({ frame });
+  }
   await run(dispatcher.drain(1000));
   expect(await run(ask())).toMatchObject({ type: "refused", code: "subscriber_shutdown" });
 });

@@ -4,7 +4,7 @@
  */
 import { type Agent, type IncomingMessage, request as openRequest } from "node:http";
 import type { Clock } from "../base/clock.ts";
-import { TiergridError } from "../base/errors.ts";
+import { TiergridError, toTiergridError } from "../base/errors.ts";
 import { mockToken } from "../protocol/mock-tokens.ts";
 
 export interface Completion {
@@ -65,8 +65,8 @@ export async function complete(
     for await (const text of response) reader.read(text as string);
     return reader.result();
   } catch (thrown) {
-    const fault = thrown instanceof Error ? thrown.message : String(thrown);
-    return reader.result({ outcome: client.signal.aborted ? "cancelled" : "failed", fault });
+    if (client.signal.aborted) return reader.result({ outcome: "cancelled", fault: undefined });
+    return reader.result({ outcome: "failed", fault: toTiergridError(thrown).message });
   }
 }
 
@@ -114,7 +114,7 @@ function bodyOf(model: string, completion: Completion): string {
 
 interface Ending {
   readonly outcome: CompletionOutcome;
-  readonly fault: string;
+  readonly fault: string | undefined;
 }
 
 async function refusal(response: IncomingMessage): Promise<Ending> {
@@ -181,7 +181,7 @@ class AnswerReader {
     const workers = this.#workers;
     return {
       outcome: ending?.outcome ?? (complete ? "completed" : "failed"),
-      fault: ending?.fault ?? fault,
+      fault: ending ? ending.fault : fault,
       ttftMs: this.#ttftMs,
       gaps: this.#gaps,
       mismatches: this.#mismatches + (complete ? Math.abs(outputTokens - this.#tokens) : 0),

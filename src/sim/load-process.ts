@@ -17,7 +17,8 @@ export type LoadMessage =
 
 const stop = new AbortController();
 const say = (message: LoadMessage): void => {
-  if (process.connected) process.send?.(message);
+  // A parent that went away needs no answer; `disconnect` stops the load.
+  if (process.connected) process.send?.(message, undefined, undefined, () => {});
 };
 
 // Ctrl-C reaches the whole process group; the parent says when to stop.

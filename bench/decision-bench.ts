@@ -1,4 +1,7 @@
-/** S1: one selection over columns against objects, Maps and a sort; D: choose, book and free. */
+/**
+ * S1: one selection over columns against objects, Maps and a sort; choose, book and free; D1, D2
+ * (`prompt-decision.ts`).
+ */
 import type { Random } from "../src/base/random.ts";
 import { mulberry32, randomInt, randomU32 } from "../src/base/random.ts";
 import {
@@ -14,6 +17,7 @@ import { pickLowest, pickSoftmax } from "../src/core/worker-pick.ts";
 import { WorkerRoster } from "../src/core/worker-roster.ts";
 import { type ObjectPool, selectWithObjects } from "./baselines/object-selector.ts";
 import type { BenchRow } from "./bench-row.ts";
+import { promptDecisionRows } from "./prompt-decision.ts";
 
 const blockSize = 64;
 const weights = {
@@ -32,6 +36,7 @@ export async function run(options: { quick: boolean; seed: number }): Promise<Be
     selectionRow(1024, 0.5, "≥ 5x", options),
     bookingRow(64, options),
     bookingRow(1024, options),
+    ...(await promptDecisionRows(options, weights)),
   ];
 }
 

@@ -44,7 +44,8 @@ export interface AnswerTools {
   readonly models: Pick<ModelDirectory, "route">;
   readonly settings: DisaggSettings;
   readonly clock: Clock;
-  readonly onFallback: (why: FallbackReason) => void;
+  /** `cause` is what a prefill leg failed with. */
+  readonly onFallback: (why: FallbackReason, cause?: TiergridError) => void;
   readonly onPrefillComplete: () => void;
 }
 
@@ -124,8 +125,8 @@ type OpenLeg = (
 
 function startDisaggregated(request: AnswerRequest, tools: AnswerTools, open: OpenLeg): void {
   const { sink } = request;
-  const decodeAlone = (why: FallbackReason): void => {
-    tools.onFallback(why);
+  const decodeAlone = (why: FallbackReason, cause?: TiergridError): void => {
+    tools.onFallback(why, cause);
     open("decode", request.body, lastLeg(sink, "decode"));
   };
   const decodeAfter = (prefill: PrefillResultBody, decisionIds: readonly string[]): void => {
@@ -139,7 +140,7 @@ function startDisaggregated(request: AnswerRequest, tools: AnswerTools, open: Op
   const fail = (error: TiergridError): void => {
     // What cannot succeed elsewhere (a bad request, a passed deadline) cannot on a decode worker.
     if (tools.settings.enforceDisagg || !error.retryable) sink.onError(error);
-    else decodeAlone("prefill_failed");
+    else decodeAlone("prefill_failed", error);
   };
   const afterPrefill = (outcome: PrefillOutcome): void => {
     if (request.signal.aborted) {

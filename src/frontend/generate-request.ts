@@ -229,13 +229,18 @@ function generationFor(admitted: Admitted, events: GenerationEvents): Generation
 }
 
 function answerTools(parts: FrontendParts): AnswerTools {
-  const { owner, models, settings, clock, metrics } = parts;
+  const { owner, models, settings, clock, metrics, log } = parts;
   return {
     owner,
     models,
     settings,
     clock,
-    onFallback: (why) => metrics.counter("tiergrid_disagg_fallback_total", { why }).add(),
+    onFallback(why, cause) {
+      metrics.counter("tiergrid_disagg_fallback_total", { why }).add();
+      if (!cause) return;
+      const { code, message } = cause;
+      log.warn("prefill failed, a decode worker reads the prompt", { code, cause: message });
+    },
     onPrefillComplete: () => metrics.counter("tiergrid_prefill_complete_answers_total").add(),
   };
 }

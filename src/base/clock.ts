@@ -2,6 +2,7 @@
  * Time as a parameter. Processes run on `realClock`; tests and the simulator run the same code on a
  * `ManualClock`, whose timers fire in (time, insertion) order.
  */
+import type { CancelSignal } from "./cancel.ts";
 
 /** Cancels a timer; calling it twice, or after the timer fired, does nothing. */
 export type CancelTimer = () => void;
@@ -46,7 +47,7 @@ export function every(clock: Clock, periodMs: number, fire: () => void): CancelT
 }
 
 /** Resolves after `delayMs`, or at once when `signal` aborts. Never rejects. */
-export function sleep(clock: Clock, delayMs: number, signal?: AbortSignal): Promise<void> {
+export function sleep(clock: Clock, delayMs: number, signal?: CancelSignal): Promise<void> {
   return new Promise((resolve) => {
     if (signal?.aborted) return resolve();
     const done = (): void => {

@@ -88,11 +88,10 @@ const noticeTypes = new Set([
   "active",
 ]);
 
-const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
 export function encodeNotice(notice: Notice): Uint8Array {
-  return encoder.encode(JSON.stringify(notice));
+  return Buffer.from(JSON.stringify(notice));
 }
 
 /** Throws `malformed_reply` on anything that is not a notice. */

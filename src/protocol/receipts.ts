@@ -4,11 +4,10 @@ import { isObject, isU32, type JsonObject, shown } from "./request-body.ts";
 import { isDecision } from "./request-envelope.ts";
 import type { HopDecision, Receipt } from "./requests.ts";
 
-const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
 export function encodeReceipt(receipt: Receipt): Uint8Array {
-  return encoder.encode(JSON.stringify(receiptToJson(receipt)));
+  return Buffer.from(JSON.stringify(receiptToJson(receipt)));
 }
 
 function receiptToJson(receipt: Receipt): JsonObject {

@@ -14,8 +14,10 @@ interface Kind {
   readonly expected: string;
   readonly holds: (value: unknown) => boolean;
 }
-interface Fields {
-  readonly [field: string]: Kind | Fields;
+/** Names and kinds; a list, since it is walked for every request. */
+type Fields = readonly (readonly [name: string, field: Kind | Fields])[];
+interface FieldTable {
+  readonly [field: string]: Kind | FieldTable;
 }
 
 const kind = (expected: string, holds: (value: unknown) => boolean): Kind => ({ expected, holds });
@@ -38,7 +40,7 @@ const listOf = (item: Kind): Kind =>
     return Array.isArray(value) && value.every(item.holds);
   });
 
-const bodyFields: Fields = {
+const bodyTable: FieldTable = {
   model: text,
   request_id: text,
   stop_conditions: {
@@ -70,6 +72,8 @@ const bodyFields: Fields = {
   extra_args: object,
 };
 
+const bodyFields: Fields = fieldsOf(bodyTable);
+
 export function isObject(value: unknown): value is JsonObject {
   return value !== null && typeof value === "object" && !Array.isArray(value);
 }
@@ -87,7 +91,7 @@ export function checkRequestBody(body: JsonObject): asserts body is RequestBody 
 }
 
 function checkFields(value: JsonObject, fields: Fields, path: string): void {
-  for (const [name, field] of Object.entries(fields)) {
+  for (const [name, field] of fields) {
     const found = value[name];
     if (found === undefined || found === null) continue;
     if (isKind(field)) {
@@ -97,8 +101,15 @@ function checkFields(value: JsonObject, fields: Fields, path: string): void {
   }
 }
 
-function isKind(field: Kind | Fields): field is Kind {
-  return typeof field["holds"] === "function";
+function fieldsOf(table: FieldTable): Fields {
+  return Object.entries(table).map(([name, field]) => [
+    name,
+    isKind(field) ? field : fieldsOf(field),
+  ]);
+}
+
+function isKind(field: Kind | FieldTable | Fields): field is Kind {
+  return "holds" in field && typeof field.holds === "function";
 }
 
 function fail(path: string, expected: string, found: unknown): never {

@@ -27,19 +27,23 @@ const kindTokens = 1;
 export const requestHeaderBytes = 40;
 const none = 0xffffffff;
 
-const encoder = new TextEncoder();
+/** The header being written; encoding is synchronous and copies it. */
+const headerBytes = new Uint8Array(requestHeaderBytes);
+const headerView = new DataView(headerBytes.buffer);
 const decoder = new TextDecoder("utf-8", { fatal: true });
 
 /** The binary frame; the tokens are copied, nothing of `dispatch` is kept. */
 export function encodeDispatch(dispatch: Dispatch): Uint8Array {
   const { body, envelope, tokens } = dispatch;
-  const json = encoder.encode(JSON.stringify({ ...body, tiergrid: envelopeToJson(envelope) }));
-  const tokensAt = requestHeaderBytes + padded(json.length);
-  const bytes = new Uint8Array(tokensAt + 4 * tokens.length);
-  writeHeader(new DataView(bytes.buffer), body, json.length, tokens.length);
-  bytes.set(json, requestHeaderBytes);
-  bytes.fill(0x20, requestHeaderBytes + json.length, tokensAt);
-  new Uint32Array(bytes.buffer, tokensAt, tokens.length).set(tokens);
+  const json = JSON.stringify({ ...body, tiergrid: envelopeToJson(envelope) });
+  const jsonBytes = Buffer.byteLength(json);
+  const tokensAt = requestHeaderBytes + padded(jsonBytes);
+  const bytes = Buffer.allocUnsafe(tokensAt + 4 * tokens.length);
+  writeHeader(body, jsonBytes, tokens.length);
+  bytes.set(headerBytes);
+  bytes.write(json, requestHeaderBytes, "utf8");
+  bytes.fill(0x20, requestHeaderBytes + jsonBytes, tokensAt);
+  bytes.set(new Uint8Array(tokens.buffer, tokens.byteOffset, 4 * tokens.length), tokensAt);
   return bytes;
 }
 
@@ -47,7 +51,7 @@ export function encodeDispatch(dispatch: Dispatch): Uint8Array {
 export function encodeDispatchJson(dispatch: Dispatch): Uint8Array {
   const { body, envelope, tokens } = dispatch;
   const json = { token_ids: Array.from(tokens), ...body, tiergrid: envelopeToJson(envelope) };
-  return encoder.encode(JSON.stringify(json));
+  return Buffer.from(JSON.stringify(json));
 }
 
 /** A message that carries a dispatch; without an envelope, `reply` is the stream. */
@@ -123,18 +127,18 @@ function checkHeader(header: DataView): { jsonBytes: number; count: number } {
   return { jsonBytes: header.getUint32(28, true), count };
 }
 
-function writeHeader(header: DataView, body: RequestBody, jsonBytes: number, count: number): void {
-  header.setUint16(0, magic, true);
-  header.setUint8(2, version);
-  header.setUint8(3, kindTokens);
-  header.setUint32(4, count, true);
-  header.setUint32(8, u32Or(body.routing?.expected_output_tokens, none), true);
-  header.setFloat32(12, body.router?.ttft_target ?? Number.NaN, true);
-  header.setFloat32(16, body.router?.itl_target ?? Number.NaN, true);
-  header.setUint32(20, u32Or(body.routing?.strict_priority, 0), true);
-  header.setFloat32(24, body.routing?.priority_jump ?? 0, true);
-  header.setUint32(28, jsonBytes, true);
-  header.setUint32(32, count, true);
+function writeHeader(body: RequestBody, jsonBytes: number, count: number): void {
+  headerView.setUint16(0, magic, true);
+  headerView.setUint8(2, version);
+  headerView.setUint8(3, kindTokens);
+  headerView.setUint32(4, count, true);
+  headerView.setUint32(8, u32Or(body.routing?.expected_output_tokens, none), true);
+  headerView.setFloat32(12, body.router?.ttft_target ?? Number.NaN, true);
+  headerView.setFloat32(16, body.router?.itl_target ?? Number.NaN, true);
+  headerView.setUint32(20, u32Or(body.routing?.strict_priority, 0), true);
+  headerView.setFloat32(24, body.routing?.priority_jump ?? 0, true);
+  headerView.setUint32(28, jsonBytes, true);
+  headerView.setUint32(32, count, true);
 }
 
 /** Throws when the header's copies of JSON fields differ from the JSON. */

@@ -44,8 +44,6 @@ export const recordTokensMax = 65_535;
 
 const recordTypes = { tokens: 0, end: 1, error: 2, heartbeat: 3, accepted: 4 } as const;
 
-const encoder = new TextEncoder();
-
 /**
  * Gathers frames into messages. The buffer is reused; `take` answers a copy, so that what was
  * published never changes.
@@ -74,7 +72,7 @@ export class BundleWriter {
   /** Adds a frame; false when it must wait for the next message: `take` first, then add again. */
   add(key: number, frame: StreamFrame): boolean {
     const json = fieldsOf(frame);
-    const jsonBytes = json && encoder.encode(JSON.stringify(json));
+    const jsonBytes = json && Buffer.from(JSON.stringify(json));
     const tokenIds = frame.type === "tokens" ? frame.output.tokenIds : noTokens;
     if (tokenIds.length > recordTokensMax) {
       const message = `a record has at most ${recordTokensMax} tokens, got ${tokenIds.length}`;
@@ -101,7 +99,7 @@ export class BundleWriter {
 
   /** The message so far, copied; the writer starts the next one. */
   take(): Uint8Array {
-    const message = this.#bytes.slice(0, 4 * this.#next);
+    const message = Buffer.from(this.#bytes.subarray(0, 4 * this.#next));
     this.#next = headerBytes / 4;
     return message;
   }

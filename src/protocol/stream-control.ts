@@ -7,11 +7,10 @@ import type { ControlMessage, ControlReply, StreamAck } from "./stream-frames.ts
 /** Streams one ack message may name; owners with more send several. */
 export const acksPerMessageMax = 1024;
 
-const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
 export function encodeControl(message: ControlMessage): Uint8Array {
-  return encoder.encode(JSON.stringify(message));
+  return Buffer.from(JSON.stringify(message));
 }
 
 /** Throws `malformed_reply` unless the payload is a control message; unknown fields are ignored. */
@@ -26,7 +25,7 @@ export function decodeControl(payload: Uint8Array): ControlMessage {
 }
 
 export function encodeControlReply(reply: ControlReply): Uint8Array {
-  return encoder.encode(JSON.stringify(reply));
+  return Buffer.from(JSON.stringify(reply));
 }
 
 /** Throws `malformed_reply` unless the payload says `ok: true` or `ok: false`. */

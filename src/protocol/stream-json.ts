@@ -23,6 +23,7 @@ import type {
   ErrorFrame,
   FinishReason,
   StreamFrame,
+  TokensFrame,
   WaitPhase,
 } from "./stream-frames.ts";
 
@@ -35,7 +36,6 @@ export const finishReasons: readonly FinishReason[] = [
 ];
 export const waitPhases: readonly WaitPhase[] = ["queued", "prefill", "decode"];
 
-const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
 export interface AddressedFrame {
@@ -44,7 +44,15 @@ export interface AddressedFrame {
 }
 
 export function encodeJsonFrame(rid: string, frame: StreamFrame): Uint8Array {
-  return encoder.encode(JSON.stringify(frameToJson(rid, frame)));
+  const plain = frame.type === "tokens" && outputExtras(frame.output) === undefined;
+  return Buffer.from(plain ? tokensText(rid, frame) : JSON.stringify(frameToJson(rid, frame)));
+}
+
+/** Most frames by far; hex digits and numbers need no escaping. */
+function tokensText(rid: string, { attempt, first, output }: TokensFrame): string {
+  const ids = output.tokenIds.join(",");
+  const head = `{"type":"tokens","rid":"${rid}","attempt":${attempt}`;
+  return `${head},"first":${first},"token_ids":[${ids}]}`;
 }
 
 /** Undefined for a frame type of a newer version; throws `malformed_reply` on anything else. */

@@ -11,6 +11,7 @@
  *     `cancelled` or `bus_closed`; never later than its timeout.
  *   - Subjects and queue names are checked before anything is written (`protocol/subjects.ts`).
  */
+import type { CancelSignal } from "../base/cancel.ts";
 
 export interface BusMessage {
   readonly subject: string;
@@ -36,7 +37,7 @@ export interface PublishOptions {
 export interface RequestOptions {
   readonly timeoutMs: number;
   readonly headers?: ReadonlyMap<string, string>;
-  readonly signal?: AbortSignal;
+  readonly signal?: CancelSignal;
 }
 
 export interface Subscription {

@@ -7,6 +7,7 @@
  *
  * `policy.plan` books; exactly one of `policy.attemptFailed` and `policy.ended` undoes that.
  */
+import { CancelSwitch } from "../base/cancel.ts";
 import { TiergridError } from "../base/errors.ts";
 import {
   attemptNumber,
@@ -82,7 +83,7 @@ export class DispatchBook<State> {
       worker: undefined,
       lastSeenMs: nowMs,
       extendOffer: undefined,
-      cancel: new AbortController(),
+      cancel: new CancelSwitch(),
     };
     this.entries.set(entry.rid, entry);
     return entry;

@@ -2,6 +2,7 @@
  * One offer of a request to one hop: publish, wait for the receipt. And the small messages that
  * dispatchers send around it, none of which may throw: timers repair what a lost one breaks.
  */
+import { type CancelSignal, CancelSwitch } from "../base/cancel.ts";
 import type { Clock } from "../base/clock.ts";
 import { TiergridError, toTiergridError } from "../base/errors.ts";
 import { type Random, randomHex128 } from "../base/random.ts";
@@ -28,7 +29,7 @@ export interface OfferOptions {
   readonly acceptTimeoutMs: number;
   /** Time left until the request's deadline. */
   readonly leftMs: number;
-  readonly signal: AbortSignal;
+  readonly signal: CancelSignal;
 }
 
 export interface Offer {
@@ -40,11 +41,15 @@ export interface Offer {
 /** Sends an encoded dispatch; the outcome never rejects. */
 export function offerDispatch(options: OfferOptions): Offer {
   const { clock, acceptTimeoutMs, signal } = options;
-  const silence = new AbortController();
-  const giveUp = (): void => silence.abort();
+  // Either silence or the request's own signal gives the hop up.
+  const over = new CancelSwitch();
+  const giveUp = (): void => over.abort();
+  if (signal.aborted) giveUp();
+  signal.addEventListener("abort", giveUp, { once: true });
   let cancelTimer = clock.after(acceptTimeoutMs, giveUp);
-  const outcome = askHop(options, AbortSignal.any([signal, silence.signal])).then((result) => {
+  const outcome = askHop(options, over).then((result) => {
     cancelTimer();
+    signal.removeEventListener("abort", giveUp);
     if (!("error" in result) || result.error.code !== "cancelled" || signal.aborted) return result;
     const message = `no answer within ${acceptTimeoutMs} ms from ${options.subject}`;
     return { error: new TiergridError("accept_timeout", message) };
@@ -58,7 +63,7 @@ export function offerDispatch(options: OfferOptions): Offer {
   };
 }
 
-async function askHop(options: OfferOptions, signal: AbortSignal): Promise<OfferOutcome> {
+async function askHop(options: OfferOptions, signal: CancelSignal): Promise<OfferOutcome> {
   const { bus, subject, payload, leftMs } = options;
   try {
     const reply = await bus.request(subject, payload, { timeoutMs: leftMs, signal });

@@ -1,6 +1,7 @@
 /**
  * What a dispatcher (`runtime/dispatcher.ts`) asks of the router it serves, and what it tells it.
  */
+import type { CancelSwitch } from "../base/cancel.ts";
 import type { TiergridError } from "../base/errors.ts";
 import type { RequestNotice } from "../protocol/notices.ts";
 import type { Dispatch, Envelope, HopDecision, RequestBody } from "../protocol/requests.ts";
@@ -69,7 +70,7 @@ export interface DispatchEntry<State> {
   lastSeenMs: number;
   /** Gives the hop that is being asked more time; present while an offer is out. */
   extendOffer: (() => void) | undefined;
-  readonly cancel: AbortController;
+  readonly cancel: CancelSwitch;
 }
 
 export interface DispatcherTotals {

@@ -159,7 +159,7 @@ export class Dispatcher<State> {
       for (;;) {
         const outcome = await this.#attempt(entry);
         const taken = outcome !== "waited" && "accepted" in outcome ? outcome.accepted : undefined;
-        if (taken && !entry.cancel.signal.aborted) {
+        if (taken && !entry.cancel.aborted) {
           // A short answer may be over before its receipt has come through the hops.
           if (entry.phase !== "gone") this.#book.accept(entry, taken, this.#options.clock.nowMs());
           return answer(taken);
@@ -183,7 +183,7 @@ export class Dispatcher<State> {
 
   async #attempt(entry: DispatchEntry<State>): Promise<OfferOutcome | "waited"> {
     const { policy, clock } = this.#options;
-    if (entry.cancel.signal.aborted) return { error: cancelledError() };
+    if (entry.cancel.aborted) return { error: cancelledError() };
     const leftMs = entry.deadlineMs - clock.nowMs();
     if (leftMs <= 0) {
       return { error: new TiergridError("deadline_exceeded", "the deadline passed while routing") };
@@ -194,7 +194,7 @@ export class Dispatcher<State> {
     const plan = policy.plan(entry);
     if (plan.type === "refuse") return { error: plan.error, ...retryAfter(plan.retryAfterMs) };
     if (plan.type === "wait") {
-      await sleep(clock, Math.min(plan.waitMs, leftMs), entry.cancel.signal);
+      await sleep(clock, Math.min(plan.waitMs, leftMs), entry.cancel);
       return "waited";
     }
     this.#book.offered(entry, { inst: plan.inst, control: plan.control });
@@ -223,7 +223,7 @@ export class Dispatcher<State> {
       payload: encodeDispatch({ envelope: forwarded, body: plan.body, tokens }),
       acceptTimeoutMs: Math.min(acceptTimeoutMs ?? dispatcherDefaults.acceptTimeoutMs, leftMs),
       leftMs,
-      signal: entry.cancel.signal,
+      signal: entry.cancel,
     });
     entry.extendOffer = offer.extend;
     const outcome = await offer.outcome;

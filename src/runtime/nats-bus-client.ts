@@ -63,11 +63,16 @@ const dialTimeoutMs = 2000;
 /** Announced cluster addresses that are remembered. */
 const clusterServersMax = 32;
 
+interface Socket {
+  readonly writableLength: number;
+  cork(): void;
+  uncork(): void;
+  destroy(): unknown;
+}
+
 interface Internals {
   readonly outbound: { size(): number };
-  readonly transport: {
-    readonly socket?: { readonly writableLength: number; destroy(): unknown };
-  };
+  readonly transport: { readonly socket?: Socket };
 }
 
 /** One attempt at one server. */
@@ -88,6 +93,7 @@ export async function dialNats(options: DialOptions): Promise<NatsClient> {
     noAsyncTraces: true,
   });
   const internal = internals(connection);
+  const gather = writeGatherer(internal, clock);
   let over = false;
   const destroy = (): void => {
     over = true;
@@ -110,7 +116,10 @@ export async function dialNats(options: DialOptions): Promise<NatsClient> {
     clusterServers: (connection.info?.connect_urls ?? []).slice(0, clusterServersMax),
     outboundBytes: () =>
       internal.outbound.size() + (internal.transport.socket?.writableLength ?? 0),
-    publish: (subject, payload, given) => connection.publish(subject, payload, wireOptions(given)),
+    publish: (subject, payload, given) => {
+      gather();
+      connection.publish(subject, payload, wireOptions(given));
+    },
     subscribe: (subject, receive, queue) => {
       // A refused permission also comes here; the status reports it.
       const callback = (error: unknown, raw: Msg): void => {
@@ -139,12 +148,29 @@ async function watch(
   }
 }
 
+/**
+ * Holds the socket from the first publish of a loop turn to the turn's end: one write takes what
+ * arrived messages, timers and engine steps published in it.
+ */
+function writeGatherer({ transport }: Internals, clock: Clock): () => void {
+  let held = false;
+  return () => {
+    const { socket } = transport;
+    if (held || !socket) return;
+    held = true;
+    socket.cork();
+    clock.after(0, () => {
+      held = false;
+      socket.uncork();
+    });
+  };
+}
+
 function internals(connection: NatsConnection): Internals {
   const { protocol } = connection as unknown as { readonly protocol?: Internals };
   const socket = protocol?.transport?.socket;
-  if (typeof socket?.destroy === "function" && typeof protocol?.outbound?.size === "function") {
-    return protocol;
-  }
+  const calls = [socket?.destroy, socket?.cork, socket?.uncork, protocol?.outbound?.size];
+  if (protocol && calls.every((call) => typeof call === "function")) return protocol;
   connection.close().catch(() => {});
   throw new TiergridError("internal_error", "this version of the nats client hides its socket");
 }

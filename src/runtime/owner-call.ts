@@ -7,6 +7,7 @@
  *     └── next route ──┐      └── migrate: prompt + tokens so far ──┐
  *          call 2 ◀────┴────────────────────────────────────────────┘   bounded; else onError
  */
+import { CancelSwitch } from "../base/cancel.ts";
 import { TiergridError, toTiergridError } from "../base/errors.ts";
 import type { ClosedNotice } from "../protocol/notices.ts";
 import { decodeReceipt } from "../protocol/receipts.ts";
@@ -47,7 +48,7 @@ export class Call {
   #settle: () => void = () => {};
   #routeInst: string | undefined;
   /** Set while a receipt is awaited. */
-  #inFlight: AbortController | undefined;
+  #inFlight: CancelSwitch | undefined;
   #retries = 0;
   #migrations = 0;
   /** Time of the next dispatch while none is out. */
@@ -165,7 +166,7 @@ export class Call {
     }
     this.#routeInst = route.inst;
     this.#places.reset(route.control);
-    const inFlight = new AbortController();
+    const inFlight = new CancelSwitch();
     this.#inFlight = inFlight;
     consumer.dispatched(call, clock.nowMs());
     totals.dispatches += 1;
@@ -173,12 +174,12 @@ export class Call {
   }
 
   /** One dispatch and its receipt; the stream's frames may come before it, or without it. */
-  async #ask(route: Route, call: number, inFlight: AbortController): Promise<void> {
+  async #ask(route: Route, call: number, inFlight: CancelSwitch): Promise<void> {
     const { bus, clock } = this.#shared;
     try {
       const timeoutMs = Math.max(1, this.#deadlineAtMs - clock.nowMs());
-      const { signal } = inFlight;
-      const reply = await bus.request(route.subject, this.#payload(call), { timeoutMs, signal });
+      const options = { timeoutMs, signal: inFlight };
+      const reply = await bus.request(route.subject, this.#payload(call), options);
       if (this.#inFlight === inFlight) this.#inFlight = undefined;
       if (this.#isCurrent(call)) this.#receipt(decodeReceipt(reply.payload));
     } catch (thrown) {
@@ -251,7 +252,7 @@ export class Call {
     // Between calls there is nothing that could fail again.
     if (this.#over || this.#retryAtMs !== undefined) return;
     const place = this.#places.at(this.consumer.attempt);
-    this.#inFlight?.abort(givenUp);
+    this.#inFlight?.abort();
     this.#cancelAttempts();
     this.#avoidInst(place?.inst ?? this.#routeInst);
     if (place && lostCodes.has(error.code) && this.#isPoison(place.inst)) {
@@ -370,7 +371,7 @@ export class Call {
   #finish(outcome: ClosedNotice["outcome"], tell: () => void): void {
     if (this.#over) return;
     this.#over = true;
-    this.#inFlight?.abort(givenUp);
+    this.#inFlight?.abort();
     this.#request.signal?.removeEventListener("abort", this.cancel);
     this.#shared.forget(this.key);
     const place = this.#places.at(this.consumer.attempt);
@@ -395,6 +396,3 @@ export class Call {
     return !this.#over && this.consumer.call === call;
   }
 }
-
-/** One reason for every abort: a fresh one would carry a stack that nobody reads. */
-const givenUp = new TiergridError("cancelled", "the call was given up");

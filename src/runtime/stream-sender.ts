@@ -162,8 +162,6 @@ class Sender {
   }
 
   flush(): void {
-    this.#cancelStep?.();
-    this.#cancelStep = undefined;
     for (const owner of this.#dirty.splice(0)) this.#publish(owner.dirty.splice(0));
   }
 
@@ -282,7 +280,10 @@ class Sender {
     const { owner } = stream;
     if (owner.dirty.length === 0) this.#dirty.push(owner);
     owner.dirty.push(stream);
-    this.#cancelStep ??= this.#options.clock.after(streamDefaults.stepMs, () => this.flush());
+    this.#cancelStep ??= this.#options.clock.after(streamDefaults.stepMs, () => {
+      this.#cancelStep = undefined;
+      this.flush();
+    });
   }
 
   #stop(stream: Stream, cause: CancelCause): void {

@@ -78,7 +78,7 @@ it("gives only invalid_request for hostile bytes", () => {
   const mutated = fc
     .array(fc.tuple(fc.nat({ max: frame.length - 1 }), fc.nat({ max: 255 })), { maxLength: 8 })
     .map((changes) => {
-      const bytes = frame.slice();
+      const bytes = Uint8Array.from(frame);
       for (const [at, value] of changes) bytes[at] = value;
       return bytes;
     });
@@ -167,11 +167,11 @@ it("takes the longest lists and a request without a reply subject when it names 
 it("refuses a frame whose header and JSON differ, and token bytes that are not whole", () => {
   const [dispatch] = fc.sample(anyDispatch, { seed: 2, numRuns: 1 });
   const frame = encodeDispatch({ ...dispatch!, body: { router: { ttft_target: 100 } } });
-  const changed = frame.slice();
+  const changed = Uint8Array.from(frame);
   new DataView(changed.buffer).setFloat32(12, 200, true);
   expect(() => read(changed)).toThrow("ttftTargetMs in header and JSON, got 200");
   expect(() => read(frame.slice(0, -1))).toThrow("tokens of 4, got");
-  const later = frame.slice();
+  const later = Uint8Array.from(frame);
   later[2] = 9;
   expect(() => read(later)).toThrow("frame version 1, got 9");
 });

@@ -3,7 +3,7 @@
  * `mockToken(7, position)` at a fixed pace, so that every token of every answer can be checked.
  */
 import { expect } from "vitest";
-import { ManualClock } from "../../src/base/clock.ts";
+import { type Clock, ManualClock } from "../../src/base/clock.ts";
 import { TiergridError } from "../../src/base/errors.ts";
 import { mulberry32, type Random } from "../../src/base/random.ts";
 import { mockToken } from "../../src/protocol/mock-tokens.ts";
@@ -65,9 +65,9 @@ export function startFleet(seed: number, workers: readonly WorkerOptions[]): Fle
   return { clock, random, network, bus, owner, workers: started };
 }
 
-function startWorker(
+export function startWorker(
   bus: Bus,
-  clock: ManualClock,
+  clock: Clock,
   inst: string,
   options: WorkerOptions,
 ): FleetWorker {

@@ -47,16 +47,23 @@ export class CallPlaces {
     return isNew;
   }
 
+  /**
+   * Stops the worker of one attempt. One whose worker is unknown is left to the dispatcher that made
+   * it: a cancel sent there would end the whole call.
+   */
   cancel(attempt: number): void {
-    const control = this.#byAttempt.get(attempt)?.control ?? this.#dispatcher;
-    if (control === undefined) return;
-    this.#shared.send(control, encodeControl({ type: "cancel", rid: this.#rid, attempt }));
+    this.#send(this.#byAttempt.get(attempt)?.control, attempt);
   }
 
   /** Stops everybody who may be working on the call; `attempt` names it where no worker is known. */
   cancelAll(attempt: number): void {
-    if (this.#byAttempt.size === 0) this.cancel(attempt);
+    if (this.#byAttempt.size === 0) this.#send(this.#dispatcher, attempt);
     for (const known of this.#byAttempt.keys()) this.cancel(known);
+  }
+
+  #send(control: string | undefined, attempt: number): void {
+    if (control === undefined) return;
+    this.#shared.send(control, encodeControl({ type: "cancel", rid: this.#rid, attempt }));
   }
 
   sendClosed(place: Place, notice: ClosedNotice): void {

@@ -76,6 +76,21 @@ it("moves the streams of a killed worker to the other one, every token once", as
   await fleet.idle();
 }, 90_000);
 
+it("reads the prompts of a killed prefill worker on the other one", async () => {
+  // About half a second of prefill each: most are still queued or half read at the kill.
+  const streams = Array.from({ length: streamCount }, (_, at) =>
+    openStream(fleet.api, promptOf(at, 20, 4000)),
+  );
+  const victim = fleet.part("prefill worker 0");
+  await until("it reads prompts", async () => {
+    const metrics = await fleet.metricsOf(victim.name);
+    return metrics.sum("dynamo_component_kvstats_active_blocks") > 0;
+  });
+  await kill(victim);
+  expect(await outcomesOf(streams)).toEqual({ exact: streamCount });
+  await fleet.idle();
+}, 90_000);
+
 it("fails new requests cleanly while a pool's local router is dead, and loses no stream", async () => {
   const streams = openStreams(fleet.api, streamCount, tokens);
   await inFlight(streams);
@@ -94,6 +109,7 @@ it("resumes every stream when a killed nats-server comes back after a second", a
   await inFlight(streams);
   await nats.kill("SIGKILL");
   await sleep(realClock, 1000);
+  expect(await outcomesOf(openStreams(fleet.api, 4, 20))).toEqual({ "503 unavailable": 4 });
   await nats.restart();
   expect(await outcomesOf(streams)).toEqual({ exact: streamCount });
   expect(await migrations()).toBe(before);

@@ -66,9 +66,9 @@ export function openStreams(api: string, count: number, tokens: number): Stream[
   return Array.from({ length: count }, (_, at) => openStream(api, promptOf(at, tokens)));
 }
 
-/** A prompt of two blocks and a bit that no other number shares. */
-export function promptOf(number: number, tokens: number): Prompt {
-  const prompt = Array.from({ length: 150 }, (_, at) => 2000 + number * 200 + at);
+/** A prompt that no other number shares from its first block on; two blocks and a bit by default. */
+export function promptOf(number: number, tokens: number, promptTokens = 150): Prompt {
+  const prompt = Array.from({ length: promptTokens }, (_, at) => 2000 + number * 200 + (at % 200));
   return { prompt, tokens, seed: 1000 + number };
 }
 

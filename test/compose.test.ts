@@ -9,8 +9,10 @@ import type { LocalOptions } from "../src/cli/flags-local.ts";
 import type { WorkerMockOptions } from "../src/cli/flags-worker.ts";
 import { loadPoolConfigFile } from "../src/config/load-pool-config.ts";
 import { parseEndpointPath } from "../src/protocol/subjects.ts";
+import { metricTables } from "../src/runtime/metric-table.ts";
 
 interface Service {
+  readonly image: string;
   readonly command: readonly string[];
   readonly environment?: Readonly<Record<string, string>>;
   readonly volumes?: readonly string[];
@@ -21,7 +23,7 @@ const file = (path: string): string => new URL(`../${path}`, import.meta.url).pa
 const { services } = parse(readFileSync(file("docker-compose.yml"), "utf8"), { merge: true }) as {
   services: Readonly<Record<string, Service>>;
 };
-const ours = Object.entries(services).filter(([name]) => name !== "nats");
+const ours = Object.entries(services).filter(([, { image }]) => image === "tiergrid:dev");
 
 function commandOf({ command }: Service): { table: Command; argv: readonly string[] } {
   const table = commands.find(({ name }) =>
@@ -49,6 +51,29 @@ it.each(ours)("%s has a command line and an environment that its command takes",
   const known = variablesOf(table.flags);
   for (const name of Object.keys(environment)) expect(known).toContain(name);
   expect(existsSync(file(`${service.build}/Dockerfile`))).toBe(true);
+});
+
+it("scrapes every service of ours", () => {
+  const text = readFileSync(file("deploy/prometheus.yml"), "utf8");
+  const { scrape_configs } = parse(text) as {
+    scrape_configs: { dns_sd_configs: { names: string[] }[] }[];
+  };
+  const scraped = scrape_configs.flatMap(({ dns_sd_configs }) =>
+    dns_sd_configs.flatMap(({ names }) => names),
+  );
+  expect([...new Set(scraped)].sort()).toEqual(ours.map(([name]) => name).sort());
+});
+
+it("alerts on metrics that exist", () => {
+  const { groups } = parse(readFileSync(file("deploy/rules.yml"), "utf8")) as {
+    groups: { rules: { expr: string }[] }[];
+  };
+  const names = new Set(Object.values(metricTables).flatMap((table) => Object.keys(table)));
+  const used = groups.flatMap(({ rules }) =>
+    rules.flatMap(({ expr }) => expr.match(/\b(?:tiergrid|dynamo)_[a-z_]+/g) ?? []),
+  );
+  expect(used.length).toBeGreaterThan(0);
+  for (const name of used) expect(names).toContain(name.replace(/_bucket$/, ""));
 });
 
 it("mounts files that are there", () => {

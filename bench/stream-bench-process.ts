@@ -49,7 +49,7 @@ export interface Counted {
   readonly ms: number;
 }
 
-const promptTokenIds = Array.from({ length: 16 }, (_, index) => index);
+const promptTokens = Uint32Array.from({ length: 16 }, (_, index) => index);
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 const subjectOf = (inst: string): string => generateSubject("w", inst);
@@ -127,24 +127,28 @@ function relayRouter(bus: Bus, inst: string, next: string): void {
 }
 
 function worker(bus: Bus, inst: string): void {
-  const running = new Map<SenderStream, number>();
+  const running: { readonly stream: SenderStream; readonly total: number }[] = [];
   const sender = createStreamSender({
     bus,
     clock: realClock,
     inst,
     epoch: "1",
-    onCancel: (stream) => running.delete(stream),
+    onCancel: (cancelled) => {
+      const index = running.findIndex(({ stream }) => stream === cancelled);
+      if (index >= 0) running.splice(index, 1);
+    },
   });
   const wake = loop(() => {
-    for (const [stream, total] of running) {
+    for (let index = running.length - 1; index >= 0; index--) {
+      const { stream, total } = running[index]!;
       if (stream.blocked) continue;
       stream.push({ tokenIds: [1000 + stream.made] });
       if (stream.made < total) continue;
       stream.end({ finishReason: "length" });
-      running.delete(stream);
+      running.splice(index, 1);
     }
     sender.flush();
-    return running.size > 0;
+    return running.length > 0;
   });
   bus.subscribe(subjectOf(inst), ({ payload, reply }) => {
     const { envelope, body } = decodeDispatch({ payload, reply }, osRandom);
@@ -158,7 +162,7 @@ function worker(bus: Bus, inst: string): void {
     if (total === 0) return;
     const stream = sender.open(envelope, place);
     if (typeof stream === "string") return;
-    running.set(stream, total);
+    running.push({ stream, total });
     wake();
   });
   bus.subscribe(controlSubject("w", inst), ({ payload, reply }) => {
@@ -209,7 +213,7 @@ function bundleClient(bus: Bus): (go: Go, counter: Counter) => void {
         route: () => ({ inst: go.inst, subject: subjectOf(go.inst) }),
         phase: "aggregated",
         body: { model: "m", stop_conditions: { max_tokens: go.outputTokens } },
-        tokens: Uint32Array.from(promptTokenIds),
+        tokens: promptTokens,
         deadlineMs: 60_000,
         firstTokenTimeoutMs: 30_000,
         migration: { limit: 0, allowed: false },
@@ -235,7 +239,7 @@ function jsonClient(bus: Bus): (go: Go, counter: Counter) => void {
   let current: { go: Go; counter: Counter } | undefined;
   const ask = (go: Go): void => {
     const subject = `${bus.inboxPrefix}.j.${asked++}`;
-    const dispatch = dispatchTo(subject, Uint32Array.from(promptTokenIds), go.outputTokens);
+    const dispatch = dispatchTo(subject, promptTokens, go.outputTokens);
     const next = subjectOf(go.inst);
     if (go.mode === "relay") bus.publish(next, encodeDispatchJson(dispatch), { reply: subject });
     else void bus.request(next, encodeDispatch(dispatch), { timeoutMs: 10_000 });

@@ -6,7 +6,7 @@ import { buckets } from "./metric-buckets.ts";
 export const itlBoundsMs: readonly number[] = buckets.itl.map((seconds) => seconds * 1000);
 
 export class ItlRecorder {
-  readonly #counts: number[] = Array.from({ length: itlBoundsMs.length + 1 }, () => 0);
+  readonly #counts: number[] = new Array<number>(itlBoundsMs.length + 1).fill(0);
   #count = 0;
   #sumMs = 0;
 

@@ -103,9 +103,9 @@ export class Call {
     this.#abandon(new TiergridError("bus_closed", "the stream's owner is closing"));
   }
 
-  take(frame: StreamFrame): void {
+  /** A frame of this answer, received at `nowMs`. */
+  take(frame: StreamFrame, nowMs: number): void {
     if (this.#over) return;
-    const nowMs = this.#shared.clock.nowMs();
     const taken = this.consumer.take(frame, nowMs);
     this.#cancelFenced();
     if (!taken) this.#resume(nowMs);

@@ -42,7 +42,8 @@ export class StreamConsumer {
   readonly #firstTokenMs: number;
   readonly #acceptMs: number;
   readonly #gaps = new GapQuantile();
-  readonly #cancelledMs = new Map<number, number>();
+  /** By attempt; made for the first one, which most answers never have. */
+  #cancelledMs: Map<number, number> | undefined;
   readonly #cancels: number[] = [];
   #call = 0;
   #attempt = 0;
@@ -266,6 +267,7 @@ export class StreamConsumer {
   }
 
   #cancel(attempt: number, nowMs: number): void {
+    this.#cancelledMs ??= new Map();
     const lastMs = this.#cancelledMs.get(attempt) ?? Number.NEGATIVE_INFINITY;
     if (nowMs - lastMs < streamDefaults.cancelThrottleMs) return;
     if (this.#cancelledMs.size >= cancelledMax) this.#cancelledMs.clear();

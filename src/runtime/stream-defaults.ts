@@ -31,7 +31,8 @@ export const streamDefaults = {
   idleGaps: 20,
   resumeThrottleMs: 200,
   cancelThrottleMs: 1_000,
-  ackFrames: 16,
+  /** A quarter of the credit, so that a lost acknowledgement or two stops nobody. */
+  ackFrames: 64,
   ackMs: 250,
   /** An owner with nothing to acknowledge says that it lives. */
   keepAliveMs: 2_500,

@@ -75,6 +75,8 @@ class Owner implements OwnerShared {
   readonly #endAcks = new Map<string, StreamAck[]>();
   readonly #detach: readonly (() => void)[];
   #nextKey: number;
+  /** When the message that is being read came: one look at the clock for all its frames. */
+  #receivedMs = 0;
   #cancelSweep: CancelTimer | undefined;
 
   constructor(options: StreamOwnerOptions) {
@@ -159,6 +161,7 @@ class Owner implements OwnerShared {
   }
 
   #receive(message: BusMessage): void {
+    this.#receivedMs = this.clock.nowMs();
     try {
       this.totals.skipped += readBundle(message.payload, this.#take);
     } catch {
@@ -171,7 +174,7 @@ class Owner implements OwnerShared {
 
   readonly #take = (key: number, frame: StreamFrame): void => {
     const call = this.#calls.get(key);
-    if (call) call.take(frame);
+    if (call) call.take(frame, this.#receivedMs);
     else this.totals.skipped += 1;
   };
 

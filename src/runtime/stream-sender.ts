@@ -66,7 +66,7 @@ export interface SenderTotals {
 
 export interface StreamSender {
   /**
-   * Starts a stream and publishes its `accepted`. `duplicate`: this attempt is known; `stale`: a
+   * Starts a stream; its `accepted` leaves with the step or loop turn under way. `duplicate`: this attempt is known; `stale`: a
    * newer one is. A newer attempt replaces an older one. Throws `overloaded` at `streamsMax`.
    */
   open(envelope: Envelope, place: WorkerPlace): SenderStream | "duplicate" | "stale";
@@ -128,6 +128,7 @@ class Sender {
   readonly #writer: BundleWriter;
   #cancelSweep: CancelTimer | undefined;
   #cancelStep: CancelTimer | undefined;
+  #cancelTurn: CancelTimer | undefined;
 
   constructor(options: StreamSenderOptions) {
     this.#options = options;
@@ -156,7 +157,11 @@ class Sender {
     this.#streams.set(envelope.rid, stream);
     stream.owner.streams += 1;
     this.totals.opened += 1;
-    this.#publish([stream]);
+    this.#mark(stream);
+    this.#cancelTurn ??= this.#options.clock.after(0, () => {
+      this.#cancelTurn = undefined;
+      this.flush();
+    });
     this.#cancelSweep ??= this.#armSweep();
     return stream.handle;
   }
@@ -189,8 +194,10 @@ class Sender {
     for (const stream of [...this.#streams.values()]) this.#stop(stream, "closing");
     this.#cancelSweep?.();
     this.#cancelStep?.();
+    this.#cancelTurn?.();
     this.#cancelSweep = undefined;
     this.#cancelStep = undefined;
+    this.#cancelTurn = undefined;
   }
 
   #onAck(ack: StreamAck, nowMs: number): boolean {

@@ -18,6 +18,12 @@ import { EventCursor } from "../core/event-cursor.ts";
 import type { KvIndex } from "../core/kv-index.ts";
 import type { KvEvent, KvEventBatch } from "../protocol/kv-events.ts";
 import type { KvAnswer } from "../protocol/kv-query.ts";
+import {
+  type EventStatus,
+  type IntakeCounters,
+  newIntakeCounters,
+  type ResyncCause,
+} from "./intake-counters.ts";
 
 export interface HolderKey {
   readonly workerId: string;
@@ -47,23 +53,6 @@ const dumpSliceEvents = 64;
 const maintainSlots = 4096;
 const maintainPauseMs = 5;
 
-export interface IntakeCounters {
-  applied: number;
-  /** Holders whose own digest disagreed with the index. */
-  mismatches: number;
-  /** Cleared or restarted holders. */
-  clears: number;
-  stale: number;
-  /** Stores and removals that the index refused, in whole or in part. */
-  refused: number;
-  /** Events of tiers other than device memory. */
-  otherTier: number;
-  /** Events of holders beyond the index's maximum. */
-  noHolder: number;
-  recoveries: number;
-  recoveryFailures: number;
-}
-
 /** Holders by state; every holder is in one. */
 export interface HolderStates {
   readonly initial: number;
@@ -84,6 +73,8 @@ export interface EventIntake {
   /** Forgets all ranks of a worker at once. */
   removeWorker(workerId: string): void;
   holderStates(): HolderStates;
+  /** Live events heard of a worker's present ranks, whatever became of them. */
+  eventsOf(workerId: string): number;
   /** Ends recoveries and timers; later calls change nothing. */
   close(): void;
 }
@@ -91,6 +82,7 @@ export interface EventIntake {
 interface Holder extends HolderKey {
   readonly slot: number;
   readonly cursor: EventCursor;
+  eventsHeard: number;
   recovery: Recovery | undefined;
   restoreAfterMs: number;
   cancelRestore: CancelTimer | undefined;
@@ -114,17 +106,7 @@ interface Intake extends EventIntakeOptions {
 }
 
 export function createEventIntake(options: EventIntakeOptions): EventIntake {
-  const counters: IntakeCounters = {
-    applied: 0,
-    mismatches: 0,
-    clears: 0,
-    stale: 0,
-    refused: 0,
-    otherTier: 0,
-    noHolder: 0,
-    recoveries: 0,
-    recoveryFailures: 0,
-  };
+  const counters = newIntakeCounters();
   const intake: Intake = {
     ...options,
     counters,
@@ -138,14 +120,15 @@ export function createEventIntake(options: EventIntakeOptions): EventIntake {
     counters,
     onDiscovered(key, expectedBlocks) {
       const holder = holderOf(intake, key, expectedBlocks);
-      if (holder) perform(intake, holder, holder.cursor.onDiscovered());
+      if (holder) perform(intake, holder, holder.cursor.onDiscovered(), "discovered");
     },
     onEvents(batch) {
       const holder = holderOf(intake, batch);
       if (!holder) counters.noHolder += batch.events.length;
       else {
+        holder.eventsHeard += batch.events.length;
         for (const event of batch.events) {
-          perform(intake, holder, holder.cursor.onEvent(event, batch.stateSource));
+          perform(intake, holder, holder.cursor.onEvent(event, batch.stateSource), "gap");
         }
       }
     },
@@ -153,7 +136,7 @@ export function createEventIntake(options: EventIntakeOptions): EventIntake {
       for (const holder of intake.holders.values()) {
         if (holder.slot !== slot) continue;
         counters.mismatches++;
-        perform(intake, holder, holder.cursor.onDoubt());
+        perform(intake, holder, holder.cursor.onDoubt(), "mismatch");
       }
     },
     removeHolder: (key) => removeHolder(intake, keyText(key)),
@@ -163,6 +146,13 @@ export function createEventIntake(options: EventIntakeOptions): EventIntake {
       }
     },
     holderStates: () => countStates(intake),
+    eventsOf(workerId) {
+      let events = 0;
+      for (const holder of intake.holders.values()) {
+        if (holder.workerId === workerId) events += holder.eventsHeard;
+      }
+      return events;
+    },
     close() {
       intake.closed = true;
       for (const holder of intake.holders.values()) stopHolder(intake, holder);
@@ -186,6 +176,7 @@ function holderOf(intake: Intake, key: HolderKey, expectedBlocks?: number): Hold
     dpRank,
     slot,
     cursor: new EventCursor(),
+    eventsHeard: 0,
     recovery: undefined,
     restoreAfterMs: restoreFirstMs,
     cancelRestore: undefined,
@@ -194,8 +185,14 @@ function holderOf(intake: Intake, key: HolderKey, expectedBlocks?: number): Hold
   return holder;
 }
 
-function perform(intake: Intake, holder: Holder, actions: readonly CursorAction[]): void {
+function perform(
+  intake: Intake,
+  holder: Holder,
+  actions: readonly CursorAction[],
+  cause: ResyncCause,
+): void {
   const { index, counters } = intake;
+  let resyncCause = cause;
   for (const action of actions) {
     switch (action.type) {
       case "apply":
@@ -206,6 +203,8 @@ function perform(intake: Intake, holder: Holder, actions: readonly CursorAction[
         stopRecovery(intake, holder);
         index.clear(holder.slot);
         counters.clears++;
+        if (action.type === "clear") counters.events.cleared.ok++;
+        else resyncCause = "restarted";
         scheduleMaintain(intake);
         break;
       case "replace":
@@ -217,6 +216,7 @@ function perform(intake: Intake, holder: Holder, actions: readonly CursorAction[
         scheduleMaintain(intake);
         break;
       case "query":
+        counters.resyncs[resyncCause]++;
         startRecovery(intake, holder, action.start, action.generation);
         break;
       case "drop":
@@ -230,20 +230,17 @@ function perform(intake: Intake, holder: Holder, actions: readonly CursorAction[
   if (holder.cursor.degraded) scheduleRestore(intake, holder);
 }
 
-function applyEvent(intake: Intake, holder: Holder, event: KvEvent): void {
-  const { index, counters } = intake;
+function applyEvent({ index, counters }: Intake, { slot }: Holder, event: KvEvent): void {
   // The cursor turns a `cleared` into an action of its own.
   if (event.type === "cleared") return;
-  counters.applied++;
-  if (event.tier !== "device") {
-    counters.otherTier++;
-    return;
+  let status: EventStatus = "other_tier";
+  if (event.tier === "device") {
+    status =
+      event.type === "stored"
+        ? index.store(slot, event.parent, event.blocks)
+        : index.remove(slot, event.hashes);
   }
-  const result =
-    event.type === "stored"
-      ? index.store(holder.slot, event.parent, event.blocks)
-      : index.remove(holder.slot, event.hashes);
-  if (result !== "ok") counters.refused++;
+  counters.events[event.type][status]++;
 }
 
 function startRecovery(
@@ -278,7 +275,7 @@ async function runRecovery(intake: Intake, recovery: Recovery): Promise<void> {
   if (abort.signal.aborted) return;
   holder.recovery = undefined;
   if (result.type !== "tree_dump") intake.index.dropStaged(holder.slot);
-  perform(intake, holder, holder.cursor.onResult(result, generation));
+  perform(intake, holder, holder.cursor.onResult(result, generation), "incomplete");
 }
 
 async function recover(intake: Intake, recovery: Recovery): Promise<RecoveryResult> {
@@ -315,7 +312,7 @@ async function stageDump(
     for (const event of events.slice(from, from + dumpSliceEvents)) {
       if (event.type !== "stored" || event.tier !== "device") continue;
       const result = index.storeStaged(holder.slot, event.parent, event.blocks);
-      if (result !== "ok") counters.refused++;
+      if (result !== "ok") counters.dumpRefused++;
     }
   }
 }
@@ -332,7 +329,7 @@ function scheduleRestore(intake: Intake, holder: Holder): void {
   if (holder.cancelRestore || intake.closed) return;
   holder.cancelRestore = intake.clock.after(holder.restoreAfterMs, () => {
     holder.cancelRestore = undefined;
-    perform(intake, holder, holder.cursor.onRestoreDue());
+    perform(intake, holder, holder.cursor.onRestoreDue(), "degraded");
   });
   holder.restoreAfterMs = Math.min(2 * holder.restoreAfterMs, restoreMaxMs);
 }

@@ -1,6 +1,5 @@
 /** What a local router counts: series for the hot path, copies of tables at each scrape. */
 import type { Clock } from "../base/clock.ts";
-import type { KvIndex } from "../core/kv-index.ts";
 import type { WorkerLoad } from "../core/worker-load.ts";
 import type { ItlSummary } from "../protocol/notices.ts";
 import type { DispatcherTotals } from "../runtime/dispatch-policy.ts";
@@ -110,7 +109,6 @@ export interface Scraped {
   readonly clock: Clock;
   readonly role: CardRole;
   readonly load: WorkerLoad;
-  readonly index: KvIndex | undefined;
   readonly totals: Readonly<DispatcherTotals>;
   readonly openRequests: () => number;
   readonly workers: () => Iterable<PoolWorker>;
@@ -118,7 +116,7 @@ export interface Scraped {
 
 /** Copies what the tables hold into gauges, at each scrape. */
 export function collectAtScrape(metrics: LocalMetrics, scraped: Scraped): void {
-  const { clock, role, load, index, totals } = scraped;
+  const { clock, role, load, totals } = scraped;
   const startedMs = clock.nowMs();
   const worker_type = workerTypeOf(role);
   const [blocks, tokens] = rankFamilies;
@@ -139,10 +137,5 @@ export function collectAtScrape(metrics: LocalMetrics, scraped: Scraped): void {
     metrics.gauge("dynamo_component_uptime_seconds").set((nowMs - startedMs) / 1000);
     const late = { kind: "any", state: "late" };
     metrics.counter("tiergrid_lifecycle_notices_total", late).follow(totals.lateNotices);
-    if (!index) return;
-    const stats = index.stats();
-    metrics.gauge("tiergrid_index_nodes").set(stats.blocks);
-    metrics.gauge("tiergrid_index_blocks").set(stats.size);
-    metrics.gauge("tiergrid_index_bytes_estimate").set(stats.bytes);
   });
 }

@@ -42,6 +42,8 @@ export interface LocalPolicyOptions {
   readonly workerSeries: WorkerSeries;
   /** False until the router may serve. */
   readonly serving: () => boolean;
+  /** A worker ended an answer. */
+  readonly onAnswered: (workerId: string) => void;
 }
 
 interface LocalBooking {
@@ -209,11 +211,12 @@ function progressed(policy: Policy, state: LocalRequest, outputTokens: number): 
 
 /** The worker's `finished`, or in its stead the owner's `closed`. */
 function answered(
-  { series, workerSeries }: Policy,
+  { series, workerSeries, onAnswered }: Policy,
   { worker }: LocalBooking,
   outputTokens: number,
   itl: ItlSummary | undefined,
 ): void {
+  onAnswered(worker.workerId);
   series.osl.observe(outputTokens);
   if (!itl) return;
   series.itl.merge(itl.buckets, itl.sum_ms / 1000);

@@ -26,6 +26,7 @@ import type { EchoGate } from "../runtime/echo-gate.ts";
 import type { Log } from "../runtime/log.ts";
 import { startDigestCheck } from "./digest-check.ts";
 import { createEventIntake, type HolderStates } from "./event-intake.ts";
+import { collectEventsAtScrape } from "./event-metrics.ts";
 import {
   collectAtScrape,
   type LocalMetrics,
@@ -37,6 +38,7 @@ import { createLocalPolicy, type LocalRequest } from "./local-policy.ts";
 import { startPresence } from "./local-presence.ts";
 import { createRecoveryQuery } from "./recovery-query.ts";
 import type { PoolRules } from "./route-query.ts";
+import { type SilenceCheck, startSilenceCheck } from "./silence-check.ts";
 import { createWorkerChoice, type WorkerChoice } from "./worker-choice.ts";
 import { type OverlapTables, type WorkerDirectory, watchWorkers } from "./worker-directory.ts";
 
@@ -101,6 +103,7 @@ interface Tables {
   readonly load: WorkerLoad;
   readonly overlap: OverlapTables | undefined;
   readonly directory: WorkerDirectory;
+  readonly silence: SilenceCheck | undefined;
 }
 
 /** Starts the router; it serves as soon as it has seen enough workers. */
@@ -108,7 +111,7 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
   const { random, clock, metrics, endpoint } = options;
   const inst = String(randomId(random));
   const tables = createTables(options);
-  const { roster, load, overlap, directory } = tables;
+  const { roster, load, overlap, directory, silence } = tables;
   const series = localSeries(metrics);
   const choice = choiceOf(options, tables, series);
   const serving = servingLatch(options, directory);
@@ -118,6 +121,7 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
     ...{ inst, namespace, clock, metrics, series, serving, choice, load, directory },
     rules: options,
     workerSeries: perWorker,
+    onAnswered: (workerId) => silence?.ended(workerId),
   });
   const dispatcher = new Dispatcher({ ...options, inst, level: "local", policy });
   const presence = startPresence({
@@ -136,8 +140,9 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
   const { entries, totals } = dispatcher;
   const openRequests = (): number => entries.size;
   const workers = () => directory.workers.values();
-  const scraped = { clock, role: options.role, load, index: overlap?.index, totals };
+  const scraped = { clock, role: options.role, load, totals };
   collectAtScrape(metrics, { ...scraped, openRequests, workers });
+  if (overlap && silence) collectEventsAtScrape(metrics, { ...overlap, silence });
   const cancelSweep = every(clock, defaultLoadLimits.staleCheckMs, () =>
     sweepBookings(options, load, dispatcher),
   );
@@ -168,9 +173,7 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
       cancelSweep();
       presence.end();
       dispatcher.close();
-      directory.close();
-      overlap?.digests.close();
-      overlap?.intake.close();
+      closeTables(tables);
     },
   };
 }
@@ -192,7 +195,17 @@ function createTables(options: LocalRouterOptions): Tables {
     overlap = { index, intake, digests };
   }
   const directory = watchWorkers({ ...options, roster, load, overlap });
-  return { roster, load, overlap, directory };
+  const workers = () => directory.workers.values();
+  const silence =
+    overlap && startSilenceCheck({ ...options, workers, eventsOf: overlap.intake.eventsOf });
+  return { roster, load, overlap, directory, silence };
+}
+
+function closeTables({ directory, overlap, silence }: Tables): void {
+  directory.close();
+  silence?.close();
+  overlap?.digests.close();
+  overlap?.intake.close();
 }
 
 function choiceOf(

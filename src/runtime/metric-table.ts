@@ -143,6 +143,9 @@ export const localRouterMetrics = {
     "event_type",
     "status",
   ]),
+  dynamo_component_kv_cache_event_warnings: counter("KV events that say what is known", [
+    "warning_kind",
+  ]),
   dynamo_component_router_requests_started_total: counter("Requests, counted at routing"),
   dynamo_component_router_requests_total: counter("Requests, counted at the end of the stream"),
   dynamo_component_router_time_to_first_token_seconds: histogram(
@@ -175,6 +178,7 @@ export const localRouterMetrics = {
   tiergrid_index_bytes_estimate: gauge("Bytes of the index tables"),
   tiergrid_index_worker_lag_events: gauge("KV events known missing", ["worker_id", "dp_rank"]),
   tiergrid_index_resyncs_total: counter("Recoveries of a worker's event stream", ["cause"]),
+  tiergrid_kv_event_streams: gauge("Ranks by the state of their event stream", ["state"]),
   tiergrid_kv_events_silent_workers: gauge("Workers that serve but send no KV events"),
   tiergrid_kv_prediction_error_tokens: histogram(
     "Distance of predicted and reported cached tokens",

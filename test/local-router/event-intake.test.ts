@@ -173,5 +173,32 @@ it("counts events of other tiers and leaves device memory alone", async () => {
   const events: KvEvent[] = [{ type: "removed", eventId: 1, tier: "host_pinned", hashes }];
   intake.onEvents({ workerId: "1", dpRank: 0, stateSource: "", events });
   expect(blocksOf("1")).toBe(1);
-  expect(intake.counters.otherTier).toBe(1);
+  expect(intake.counters.events.removed.other_tier).toBe(1);
+});
+
+it("counts events by type and result, and recoveries by their cause", async () => {
+  const { clock, intake, store } = fleet();
+  intake.onDiscovered({ workerId: "1", dpRank: 0 });
+  await clock.runFor(10);
+  store("1", 0);
+  store("1", 1, true);
+  store("1", 2);
+  await clock.runFor(10);
+  const send = (event: KvEvent, stateSource = "") =>
+    intake.onEvents({ workerId: "1", dpRank: 0, stateSource, events: [event] });
+  const hashes = Uint32Array.of(77, 0);
+  send({ type: "removed", eventId: 3, tier: "device", hashes });
+  const parent = { lo: 77, hi: 0 };
+  send({ type: "stored", eventId: 4, tier: "device", parent, blocks: Uint32Array.of(1, 0, 2, 0) });
+  send({ type: "cleared", eventId: 5 });
+  const { events, resyncs } = intake.counters;
+  expect(events.stored).toMatchObject({ ok: 3, parent_block_not_found: 1 });
+  expect(events.removed).toMatchObject({ ok: 0, block_not_found: 1 });
+  expect(events.cleared).toMatchObject({ ok: 1 });
+  expect(resyncs).toMatchObject({ discovered: 1, gap: 1, restarted: 0 });
+  send({ type: "removed", eventId: 6, tier: "device", hashes }, "life a");
+  send({ type: "removed", eventId: 7, tier: "device", hashes }, "life b");
+  expect(resyncs).toMatchObject({ gap: 1, restarted: 1 });
+  expect(intake.eventsOf("1")).toBe(7);
+  expect(intake.eventsOf("2")).toBe(0);
 });

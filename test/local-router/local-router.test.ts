@@ -378,3 +378,22 @@ it("refuses while it drains, and closes without touching answers under way", asy
   expect(only.controls).toEqual([]);
   expect(router.ready()).toBe(false);
 });
+
+it("shows KV events, recoveries, stream states and silent workers at a scrape", async () => {
+  const { send, worker, clock, metrics } = startPool(30);
+  const only = worker("1");
+  await clock.runFor(100);
+  only.cache(promptOf(1, 2));
+  await clock.runFor(70_000);
+  const { rid, receipt } = send(promptOf(1, 4));
+  await receipt;
+  only.finish(rid);
+  await clock.runFor(70_000);
+  const text = await metrics.text();
+  expect(text).toContain('kv_cache_events_applied{event_type="stored",status="ok"} 1');
+  expect(text).toContain('kv_cache_event_warnings{warning_kind="duplicate_store"} 0');
+  expect(text).toContain('tiergrid_index_resyncs_total{cause="discovered"} 1');
+  expect(text).toContain('tiergrid_kv_event_streams{state="synced"} 1');
+  expect(text).toContain("tiergrid_kv_events_silent_workers 1");
+  expect(text).toContain("tiergrid_index_blocks 2");
+});

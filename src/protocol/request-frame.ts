@@ -18,7 +18,7 @@
 import { TiergridError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
 import { checkRequestBody, isObject, isU32, type JsonObject, shown } from "./request-body.ts";
-import { envelopeFromJson, envelopeToJson } from "./request-envelope.ts";
+import { envelopeFromJson, envelopeText, envelopeToJson } from "./request-envelope.ts";
 import type { Dispatch, RequestBody } from "./requests.ts";
 
 const magic = 0x4754;
@@ -35,7 +35,9 @@ const decoder = new TextDecoder("utf-8", { fatal: true });
 /** The binary frame; the tokens are copied, nothing of `dispatch` is kept. */
 export function encodeDispatch(dispatch: Dispatch): Uint8Array {
   const { body, envelope, tokens } = dispatch;
-  const json = JSON.stringify({ ...body, tiergrid: envelopeToJson(envelope) });
+  const fields = JSON.stringify(body);
+  const comma = fields === "{}" ? "" : ",";
+  const json = `${fields.slice(0, -1)}${comma}"tiergrid":${envelopeText(envelope)}}`;
   const jsonBytes = Buffer.byteLength(json);
   const tokensAt = requestHeaderBytes + padded(jsonBytes);
   const bytes = Buffer.allocUnsafe(tokensAt + 4 * tokens.length);

@@ -70,6 +70,7 @@ class Owner implements OwnerShared {
     malformed: 0,
   };
   readonly #random: Random;
+  /** By `key | 0`: signed 32-bit integers are looked up without a number object. */
   readonly #calls = new Map<number, Call>();
   /** By control subject; filled and sent within one message. */
   readonly #endAcks = new Map<string, StreamAck[]>();
@@ -102,7 +103,7 @@ class Owner implements OwnerShared {
       throw new TiergridError("overloaded", `${this.#calls.size} answers are already open`);
     }
     const call = new Call(this, request, randomHex128(this.#random), this.#freeKey());
-    this.#calls.set(call.key, call);
+    this.#calls.set(call.key | 0, call);
     call.start();
     if (this.#calls.size > 0) this.#cancelSweep ??= this.#armSweep();
     return {
@@ -152,12 +153,12 @@ class Owner implements OwnerShared {
   }
 
   forget(key: number): void {
-    this.#calls.delete(key);
+    this.#calls.delete(key | 0);
   }
 
   #resume(call: Call): void {
     call.consumer.resume(this.clock.nowMs());
-    if (this.#calls.has(call.key) && call.control !== undefined) this.ackNow(call.control);
+    if (this.#calls.has(call.key | 0) && call.control !== undefined) this.ackNow(call.control);
   }
 
   #receive(message: BusMessage): void {
@@ -173,7 +174,7 @@ class Owner implements OwnerShared {
   }
 
   readonly #take = (key: number, frame: StreamFrame): void => {
-    const call = this.#calls.get(key);
+    const call = this.#calls.get(key | 0);
     if (call) call.take(frame, this.#receivedMs);
     else this.totals.skipped += 1;
   };
@@ -185,7 +186,7 @@ class Owner implements OwnerShared {
 
   #freeKey(): number {
     do this.#nextKey = (this.#nextKey + 1) >>> 0;
-    while (this.#calls.has(this.#nextKey));
+    while (this.#calls.has(this.#nextKey | 0));
     return this.#nextKey;
   }
 

@@ -52,7 +52,7 @@ it("finds instances on a real server, keeps them over its restart and hears a go
   await server.kill("SIGKILL");
   await until(() => !gate.open);
   await server.restart();
-  await until(() => gate.open);
+  await until(() => gate.open && far.state === "connected");
   first.goodbye();
   await until(() => changes.length === 3);
   expect(changes.toSorted()).toEqual(["gone 1", "up 1", "up 2"]);

@@ -163,24 +163,29 @@ function seriesOf(
   family: Family,
   labels: Readonly<Record<string, string | number>>,
 ): Series {
-  const values = family.row.labels.map((label) => labelText(labels[label]));
-  const found = family.series.get(values.join("\n"));
+  let key = "";
+  for (const label of family.row.labels) key += `${labelText(labels[label])}\n`;
+  const found = family.series.get(key);
   if (found !== undefined) return found.series;
+  const values = family.row.labels.map((label) => labelText(labels[label]));
   const other = family.row.labels.map(() => "other");
   const full = family.series.size >= seriesMax - 1;
-  if (!full || values.join("\n") === other.join("\n")) return addSeries(family, values);
+  if (!full || key === keyOf(other)) return addSeries(family, values);
   const dropped = families.get(droppedSeries);
   if (dropped !== undefined && family !== dropped) {
     (seriesOf(families, dropped, { metric: family.name }) as CounterSeries).add(1);
   }
-  return family.series.get(other.join("\n"))?.series ?? addSeries(family, other);
+  return family.series.get(keyOf(other))?.series ?? addSeries(family, other);
 }
 
 function addSeries({ row, series: all }: Family, values: readonly string[]): Series {
   const series = newSeries(row);
-  all.set(values.join("\n"), { values, series });
+  all.set(keyOf(values), { values, series });
   return series;
 }
+
+/** One line per value; a value is a single line. */
+const keyOf = (values: readonly string[]): string => values.map((value) => `${value}\n`).join("");
 
 function newSeries(row: MetricRow): Series {
   if (row.type === "histogram") return new HistogramSeries(row.buckets);
@@ -202,6 +207,8 @@ function removeSeries(
 
 /** Label values are single lines of bounded length; the renderer escapes quotes and backslashes. */
 function labelText(value: string | number | undefined): string {
+  // Nearly all values are; a request looks up several series.
+  if (typeof value === "string" && /^[ -~]{0,128}$/.test(value)) return value;
   const text = String(value ?? "").slice(0, labelLengthMax);
   return text.replace(/\p{Cc}/gu, " ");
 }

@@ -5,6 +5,7 @@
  *   relay-router <next>     opens a stream of its own, parses and prints every message (baseline)
  *   worker                  ours: stream sender, bundles or JSON as the request asks
  *   router <next>           ours: passes the request on, answers with the receipt, sees no token
+ *   dispatcher <next>       the routers' dispatcher with a policy that knows one next hop
  *   client                  asks closed-loop and counts tokens
  *
  * The baseline's frames have the fields of ours and are parsed without checks, as cheaply as JSON
@@ -14,6 +15,11 @@
  */
 import { realClock } from "../src/base/clock.ts";
 import { osRandom, randomHex128 } from "../src/base/random.ts";
+import {
+  encodeNotice,
+  type FinishedNotice,
+  type FirstOutputNotice,
+} from "../src/protocol/notices.ts";
 import { encodeReceipt } from "../src/protocol/receipts.ts";
 import {
   decodeDispatch,
@@ -23,8 +29,9 @@ import {
 import { attemptNumber, type Dispatch } from "../src/protocol/requests.ts";
 import { decodeControl, encodeControlReply } from "../src/protocol/stream-control.ts";
 import { decodeJsonFrame } from "../src/protocol/stream-json.ts";
-import { controlSubject, generateSubject } from "../src/protocol/subjects.ts";
+import { controlSubject, generateSubject, type InstanceKind } from "../src/protocol/subjects.ts";
 import type { Bus, BusMessage } from "../src/runtime/bus.ts";
+import { Dispatcher } from "../src/runtime/dispatcher.ts";
 import { connectNatsBus } from "../src/runtime/nats-bus.ts";
 import { createStreamOwner } from "../src/runtime/stream-owner.ts";
 import { createStreamSender, type SenderStream } from "../src/runtime/stream-sender.ts";
@@ -52,7 +59,13 @@ export interface Counted {
 const promptTokens = Uint32Array.from({ length: 16 }, (_, index) => index);
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
-const subjectOf = (inst: string): string => generateSubject("w", inst);
+/** Kinds of the instances that are not asked as workers are. */
+const kinds: Readonly<Record<string, InstanceKind>> = {
+  "dispatcher-a": "global",
+  "dispatcher-b": "local",
+};
+const kindOf = (inst: string): InstanceKind => kinds[inst] ?? "w";
+const subjectOf = (inst: string): string => generateSubject(kindOf(inst), inst);
 
 /** Calls `step` once per loop turn while it says that there is work. */
 function loop(step: () => boolean): () => void {
@@ -142,9 +155,11 @@ function worker(bus: Bus, inst: string): void {
     for (let index = running.length - 1; index >= 0; index--) {
       const { stream, total } = running[index]!;
       if (stream.blocked) continue;
+      if (stream.made === 0) tell(bus, stream, { type: "first_output", ttft_ms: 1 });
       stream.push({ tokenIds: [1000 + stream.made] });
       if (stream.made < total) continue;
       stream.end({ finishReason: "length" });
+      tell(bus, stream, { type: "finished", outcome: "ok", output_tokens: total });
       running.splice(index, 1);
     }
     sender.flush();
@@ -169,6 +184,37 @@ function worker(bus: Bus, inst: string): void {
     const answer = sender.onControl(decodeControl(payload));
     if (reply !== undefined) bus.publish(reply, encodeControlReply(answer));
     wake();
+  });
+}
+
+type Told = Omit<FirstOutputNotice, "rid" | "attempt"> | Omit<FinishedNotice, "rid" | "attempt">;
+
+/** The notices of an aggregated answer, to the dispatchers that asked for them. */
+function tell(bus: Bus, { envelope }: SenderStream, told: Told): void {
+  const { rid, attempt, notify } = envelope;
+  if (notify.length === 0) return;
+  const payload = encodeNotice({ ...told, rid, attempt });
+  for (const subject of notify) bus.publish(subject, payload);
+}
+
+function dispatcher(bus: Bus, inst: string, next: string): void {
+  const decision = { tier: "global", decision_id: "d", role: "aggregated" } as const;
+  const hop = { inst: next, subject: subjectOf(next), control: controlSubject(kindOf(next), next) };
+  new Dispatcher({
+    bus,
+    clock: realClock,
+    random: osRandom,
+    gate: { open: true },
+    inst,
+    level: kindOf(inst) === "global" ? "global" : "local",
+    policy: {
+      admit: () => undefined,
+      plan: ({ body }) => ({ type: "send", ...hop, body, decision }),
+      attemptFailed: () => {},
+      accepted: () => {},
+      noticed: () => {},
+      ended: () => {},
+    },
   });
 }
 
@@ -325,6 +371,7 @@ async function main(): Promise<void> {
   else if (role === "relay-router") relayRouter(bus, inst, next);
   else if (role === "worker") worker(bus, inst);
   else if (role === "router") router(bus, inst, next);
+  else if (role === "dispatcher") dispatcher(bus, inst, next);
   else client(bus);
   await bus.flush();
   process.on("message", (message: { type: string }) => {

@@ -27,7 +27,7 @@ const workers = 64;
 const blockSize = 64;
 const islTokens = 16_384;
 const blocks = islTokens / blockSize;
-const liveRequests = 256;
+/** As many as there are live requests. */
 const prompts = 256;
 
 interface Side {
@@ -56,7 +56,7 @@ export async function promptDecisionRows(
   const naive = naiveSide(made, random);
   const rounds = options.quick ? 3 : 12;
   return (["decide", "decideWire"] as const).flatMap((way) => {
-    const times = [naive, ours].map((side) => timesOf(side, way, made, rounds));
+    const times = timesOf([naive, ours], way, made, rounds);
     const id = way === "decide" ? "D2 tokens to booking" : "D1 bytes to booking";
     const target = (limitUs: number): string => (way === "decide" ? `<= ${limitUs} µs` : "report");
     return ([50, 99] as const).map((percent): BenchRow => {
@@ -74,29 +74,30 @@ export async function promptDecisionRows(
   });
 }
 
-/** µs of each decision but the first round's; every decision ends the oldest request, untimed. */
+/**
+ * µs of each side's decisions but the first round's. Rounds alternate; every decision ends the
+ * oldest request, untimed.
+ */
 function timesOf(
-  side: Side,
+  sides: readonly Side[],
   way: "decide" | "decideWire",
   made: readonly Prompt[],
   rounds: number,
-): number[] {
-  const times: number[] = [];
-  let slots = 0;
-  let next = 0;
+): number[][] {
+  const times = sides.map((): number[] => []);
   for (let round = 0; round <= rounds; round++) {
-    for (const prompt of made) {
-      const key = `${way} ${next}`;
-      const start = performance.now();
-      slots += side[way](prompt, key);
-      const end = performance.now();
-      if (round > 0) times.push((end - start) * 1000);
-      if (next >= liveRequests) side.free(`${way} ${next - liveRequests}`);
-      next++;
+    for (const [at, side] of sides.entries()) {
+      for (const [which, prompt] of made.entries()) {
+        const start = performance.now();
+        const slot = side[way](prompt, `${round} ${which}`);
+        const end = performance.now();
+        if (Number.isNaN(slot)) throw new Error("a decision chose no worker");
+        if (round > 0) times[at]?.push((end - start) * 1000);
+        side.free(`${round - 1} ${which}`);
+      }
     }
   }
-  for (let at = next - liveRequests; at < next; at++) side.free(`${way} ${at}`);
-  if (!Number.isFinite(slots)) throw new Error("a decision chose no worker");
+  for (const side of sides) for (const which of made.keys()) side.free(`${rounds} ${which}`);
   return times;
 }
 

@@ -6,24 +6,30 @@
  *                                 2  { blocks: 122, records: [ 3, 1, 1 ] }
  *                                                              slot, references, weight
  *
- * Blocks that the same requests hold share one use, so a prompt is a few stretches of equal ids: a
- * walk costs one probe per block and looks at holders once per stretch.
+ * Blocks that the same requests hold share one use, so a prompt is a few stretches of equal ids. A
+ * use knows its blocks in the order a prompt has them: where a prompt goes on like that, nothing is
+ * probed, and a change of all its blocks is one change of its records. Else a change costs one
+ * probe per block and moves blocks to another use.
  *
- * Invariants: records ascend by slot, with references >= 1, and never change; a block whose holders
- * change moves to another use. A use without blocks is gone; id 0 is the use of absent blocks.
- * Neighbours that become equal again become one again. Any list of hashes will do, chained or not,
- * with repeats or without.
+ * Invariants: records ascend by slot, with references >= 1; `blocks` table slots have the id of a
+ * use; a use without blocks is gone; id 0 is the use of absent blocks. `hashes` are exactly the
+ * blocks of the use, or empty. Neighbours that become equal again become one again. Any list of
+ * hashes will do, chained or not, with repeats or without.
  */
 import type { Random } from "../base/random.ts";
 import { LaneTable } from "./lane-table.ts";
 
 interface Use {
   readonly id: number;
-  readonly records: readonly number[];
+  records: Records;
   blocks: number;
+  /** Its blocks as interleaved lanes, in the order a prompt has them; empty = not known. */
+  hashes: Uint32Array;
   // Where the call `movedBy` moves blocks of this use.
   movedTo: Use | undefined;
   movedBy: number;
+  /** The last call that moved blocks here. */
+  filledBy: number;
 }
 
 type Records = readonly number[];
@@ -31,9 +37,12 @@ type Records = readonly number[];
 /** Records after a change of one slot; the same array when nothing changes. */
 type Step = (records: Records, slot: number, weight: number) => Records;
 
+type Change = (records: Records) => Records;
+
 /** Told that `blocks` blocks of `slot` weigh `after` instead of `before`; 0 = not live. */
 export type WeightChange = (slot: number, blocks: number, before: number, after: number) => void;
 
+const unknown = new Uint32Array(0);
 const slotsAtStart = 1024;
 const width = 3;
 
@@ -97,6 +106,7 @@ export class LiveBlocks {
       if (id === 0) return;
       stretch = id;
       from = block;
+      block += Math.max(0, commonBlocks(sequence, block, this.#uses[id]!.hashes) - 1);
     }
     extend(this.#uses[stretch]!.records, shared, from, blocks);
   }
@@ -105,23 +115,34 @@ export class LiveBlocks {
   #change(sequence: Uint32Array, slot: number, step: Step, weight: number): void {
     const table = this.#table;
     const absent = this.#absent;
-    const changed = (records: Records): Records => step(records, slot, weight);
+    const changed: Change = (records) => step(records, slot, weight);
     this.#calls++;
     let use = absent;
     let to = absent;
-    let moved = 0;
-    for (let word = 0; word + 1 < sequence.length; word += 2) {
+    let isOpen = false;
+    let from = 0;
+    let word = 0;
+    for (; word + 1 < sequence.length; word += 2) {
       const lo = sequence[word]! | 0;
       const hi = sequence[word + 1]! | 0;
       let at = table.find(lo, hi);
       const id = at < 0 ? absent.id : table.words[at + 2]!;
-      if (id !== use.id || moved === 0) {
-        this.#endStretch(use, to, slot, moved);
-        moved = 0;
+      if (!isOpen || id !== use.id) {
+        this.#endStretch(use, to, slot, sequence.subarray(from, word));
+        from = word;
         use = this.#uses[id]!;
+        const isWhole =
+          id !== absent.id && commonBlocks(sequence, word >> 1, use.hashes) === use.blocks;
+        if (isWhole && this.#changeWhole(use, to, slot, changed)) {
+          to = use;
+          isOpen = false;
+          word += use.hashes.length - 2;
+          from = word + 2;
+          continue;
+        }
+        isOpen = true;
         to = this.#targetOf(use, to, changed);
       }
-      moved++;
       if (to === use) continue;
       if (to === absent) table.removeAt(at);
       else {
@@ -129,14 +150,28 @@ export class LiveBlocks {
         table.words[at + 2] = to.id;
       }
     }
-    this.#endStretch(use, to, slot, moved);
+    this.#endStretch(use, to, slot, sequence.subarray(from, word));
+  }
+
+  /** Changes all blocks of a use where they are; false when they have to move after all. */
+  #changeWhole(use: Use, before: Use, slot: number, changed: Change): boolean {
+    // Blocks that this call has still to move here have the records it has.
+    if (use.filledBy === this.#calls) return false;
+    const records = changed(use.records);
+    if (records === use.records) return true;
+    if (records.length === 0) return false;
+    if (before.blocks > 0 && isEqual(before.records, records)) return false;
+    this.#book(slot, use.blocks, use.records, records);
+    use.records = records;
+    use.movedTo = undefined;
+    return true;
   }
 
   /**
    * Where blocks of `use` go: nowhere, to the use this call made for earlier ones, to that of the
    * block before if it has the same records, or to a new one.
    */
-  #targetOf(use: Use, before: Use, changed: (records: Records) => Records): Use {
+  #targetOf(use: Use, before: Use, changed: Change): Use {
     const known = use.movedBy === this.#calls ? use.movedTo : undefined;
     // A repeated hash may have emptied it again.
     if (known && known.blocks > 0) return known;
@@ -149,25 +184,36 @@ export class LiveBlocks {
     return use.movedTo;
   }
 
-  /** Books that `moved` blocks went from one use to another. */
-  #endStretch(use: Use, to: Use, slot: number, moved: number): void {
+  /** Books that the blocks `hashes` went from one use to another. */
+  #endStretch(use: Use, to: Use, slot: number, hashes: Uint32Array): void {
+    const moved = hashes.length >> 1;
     if (moved === 0 || to === use) return;
-    const before = weightOf(use.records, slot);
-    const after = weightOf(to.records, slot);
-    if (before !== after) this.#onWeight(slot, moved, before, after);
-    this.size += (moved * (to.records.length - use.records.length)) / width;
-    if (to !== this.#absent) to.blocks += moved;
+    this.#book(slot, moved, use.records, to.records);
+    if (to !== this.#absent) {
+      to.hashes = to.hashes.length === 2 * to.blocks ? joined(to.hashes, hashes) : unknown;
+      to.blocks += moved;
+      to.filledBy = this.#calls;
+    }
     if (use === this.#absent) return;
     use.blocks -= moved;
-    use.movedTo = use.blocks > 0 ? use.movedTo : undefined;
+    use.hashes = without(use.hashes, hashes);
     if (use.blocks > 0) return;
+    use.movedTo = undefined;
     this.#uses[use.id] = undefined;
     this.#freeIds.push(use.id);
   }
 
+  #book(slot: number, blocks: number, from: Records, to: Records): void {
+    const before = weightOf(from, slot);
+    const after = weightOf(to, slot);
+    if (before !== after) this.#onWeight(slot, blocks, before, after);
+    this.size += (blocks * (to.length - from.length)) / width;
+  }
+
   #newUse(records: Records): Use {
     const id = this.#freeIds.pop() ?? this.#uses.length;
-    const use: Use = { id, records, blocks: 0, movedTo: undefined, movedBy: 0 };
+    const moves = { movedTo: undefined, movedBy: 0, filledBy: 0 };
+    const use: Use = { id, records, blocks: 0, hashes: unknown, ...moves };
     this.#uses[id] = use;
     return use;
   }
@@ -183,6 +229,31 @@ function extend(records: Records, shared: Int32Array, from: number, to: number):
     reached = true;
   }
   return reached;
+}
+
+/** Length in blocks of the longest start of `hashes` that `sequence` has at `block`. */
+function commonBlocks(sequence: Uint32Array, block: number, hashes: Uint32Array): number {
+  const from = 2 * block;
+  const words = Math.min(hashes.length, sequence.length - from);
+  let word = 0;
+  while (word < words && sequence[from + word] === hashes[word]) word++;
+  return word >> 1;
+}
+
+function joined(hashes: Uint32Array, more: Uint32Array): Uint32Array {
+  const all = new Uint32Array(hashes.length + more.length);
+  all.set(hashes);
+  all.set(more, hashes.length);
+  return all;
+}
+
+/** `hashes` without `gone`, if that is its start or its end; else unknown. */
+function without(hashes: Uint32Array, gone: Uint32Array): Uint32Array {
+  const blocks = gone.length >> 1;
+  const last = (hashes.length >> 1) - blocks;
+  if (last < 0) return unknown;
+  if (commonBlocks(hashes, 0, gone) === blocks) return hashes.slice(gone.length);
+  return commonBlocks(hashes, last, gone) === blocks ? hashes.slice(0, 2 * last) : unknown;
 }
 
 function acquired(records: Records, slot: number, weight: number): Records {

@@ -7,6 +7,7 @@ import { mulberry32, osRandom } from "../base/random.ts";
 import { defaultKvRouterConfig } from "../config/kv-router-config.ts";
 import { loadPoolConfigFile, poolConfigError } from "../config/load-pool-config.ts";
 import type { HttpServer } from "../frontend/http-server.ts";
+import { readableMockTokenRange } from "../protocol/mock-tokens.ts";
 import type { CardRole } from "../runtime/instance-card.ts";
 import { boundedSink, createLogs, readLogFilter } from "../runtime/log.ts";
 import { DemoReport, type DemoSummary } from "../sim/demo-report.ts";
@@ -188,6 +189,8 @@ function enginesOf(role: CardRole, options: DemoOptions): MockEngineConfig[] {
     num_gpu_blocks: options.cacheBlocks,
     max_model_len: contextTokens,
     speedup_ratio: options.speedup,
+    token_id_min: readableMockTokenRange.idMin,
+    token_id_count: readableMockTokenRange.idCount,
   });
   const length = role === "decode" ? options.decodeWorkers : options.prefillWorkers;
   return Array.from({ length }, () => engine);

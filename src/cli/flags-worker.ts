@@ -1,5 +1,6 @@
 /** Flags of `tiergrid worker mock`; engine options beyond these come from a file. */
 import type { Command, FlagTable, OptionsOf } from "../base/flags.ts";
+import { readableMockTokenRange } from "../protocol/mock-tokens.ts";
 import { processFlags } from "./flags-process.ts";
 
 const serviceFlags = {
@@ -58,6 +59,22 @@ export const mockEngineFlags = {
     default: 64,
     group: "Mock engine",
     help: "Tokens per block.",
+  },
+  tokenIdMin: {
+    flag: "token-id-min",
+    type: "integer",
+    min: 0,
+    default: readableMockTokenRange.idMin,
+    group: "Mock engine",
+    help: "Lowest token id it writes; the default is the first readable one of the shipped model.",
+  },
+  tokenIdCount: {
+    flag: "token-id-count",
+    type: "integer",
+    min: 1,
+    default: readableMockTokenRange.idCount,
+    group: "Mock engine",
+    help: "Token ids it writes, from the lowest on.",
   },
   maxNumSeqs: {
     flag: "max-num-seqs",

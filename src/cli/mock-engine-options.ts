@@ -1,6 +1,13 @@
 /** From the options of `tiergrid worker mock` to the mock engine's own option names. */
 import type { FlagValue, Given } from "../base/flags.ts";
+import { readableMockTokenRange } from "../protocol/mock-tokens.ts";
 import { mockEngineFlags, type workerMockFlags } from "./flags-worker.ts";
+
+/** The shipped mock model can only write its own tokens. */
+const readable = {
+  token_id_min: readableMockTokenRange.idMin,
+  token_id_count: readableMockTokenRange.idCount,
+};
 
 /**
  * The engine's options by their snake_case names: what the file gives, then what environment and
@@ -16,7 +23,7 @@ export function mockEngineOptionsOf(
       if (Object.hasOwn(mockEngineFlags, name)) typed[snakeCase(name)] = value;
     }
   }
-  return { ...file, worker_type: given.options.role, ...typed };
+  return { ...readable, ...file, worker_type: given.options.role, ...typed };
 }
 
 function snakeCase(name: string): string {

@@ -12,6 +12,9 @@ export interface MockTokenRange {
 
 export const defaultMockTokenRange: MockTokenRange = { idMin: 1000, idCount: 30_000 };
 
+/** Ids of the mock model that the package ships which stand for readable text. */
+export const readableMockTokenRange: MockTokenRange = { idMin: 256, idCount: 1789 };
+
 /**
  * Token id at absolute `position` (prompt tokens + output index, from 0) under `seed` (its low 32
  * bits count): the murmur3 finaliser over seed and position.

@@ -5,7 +5,7 @@
 import { type Agent, type IncomingMessage, request as openRequest } from "node:http";
 import type { Clock } from "../base/clock.ts";
 import { TiergridError, toTiergridError } from "../base/errors.ts";
-import { mockToken } from "../protocol/mock-tokens.ts";
+import { mockToken, readableMockTokenRange } from "../protocol/mock-tokens.ts";
 
 export interface Completion {
   /** Times on the client's clock. */
@@ -211,7 +211,8 @@ class AnswerReader {
   #take(tokenIds: readonly number[]): void {
     const { seed, prompt } = this.#completion;
     for (const tokenId of tokenIds) {
-      if (tokenId !== mockToken(seed, prompt.length + this.#tokens)) this.#mismatches += 1;
+      if (tokenId !== mockToken(seed, prompt.length + this.#tokens, readableMockTokenRange))
+        this.#mismatches += 1;
       this.#tokens += 1;
     }
     this.#untimed += tokenIds.length;

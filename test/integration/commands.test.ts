@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
 import { realClock } from "../../src/base/clock.ts";
-import { mockToken } from "../../src/protocol/mock-tokens.ts";
+import { mockToken, readableMockTokenRange } from "../../src/protocol/mock-tokens.ts";
 import { startNatsServer } from "../../src/runtime/nats-server.ts";
 import { natsBinary } from "./nats-fixture.ts";
 import { type TiergridProcess, tiergrid } from "./tiergrid-process.ts";
@@ -89,7 +89,9 @@ it("starts in any order, even before the broker, serves, and drains on SIGTERM",
     await Promise.all(processes.map((one) => one.says(/process: ready/)));
     const [, api = ""] = await global!.says(/ready .*api=(\S+)/);
     const prompt = Array.from({ length: 100 }, (_, at) => at);
-    const expected = Array.from({ length: 12 }, (_, at) => mockToken(5, 100 + at));
+    const expected = Array.from({ length: 12 }, (_, at) =>
+      mockToken(5, 100 + at, readableMockTokenRange),
+    );
     expect(await tokensOf(api, prompt, 5)).toEqual(expected);
     const explain = tiergrid(
       ["explain", config, "--tokens", "100", "--nats", `nats://127.0.0.1:${port}`],

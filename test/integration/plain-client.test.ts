@@ -47,7 +47,7 @@ function tokenAt(seed: number, position: number): number {
   let x = seed ^ Math.imul(position + 1, 0x9e3779b1);
   x = Math.imul(x ^ (x >>> 16), 0x85ebca6b);
   x = Math.imul(x ^ (x >>> 13), 0xc2b2ae35);
-  return 1000 + (((x ^ (x >>> 16)) >>> 0) % 30_000);
+  return 256 + (((x ^ (x >>> 16)) >>> 0) % 1789);
 }
 
 /** Sends `request` and yields every frame up to the last one. */

@@ -1,6 +1,6 @@
 /** Streamed completions over HTTP, every token checked against the mock engine's own sequence. */
 import { realClock, sleep } from "../../src/base/clock.ts";
-import { mockToken } from "../../src/protocol/mock-tokens.ts";
+import { mockToken, readableMockTokenRange } from "../../src/protocol/mock-tokens.ts";
 import { patienceMs, until } from "./processes.ts";
 
 export const model = "mock-model";
@@ -149,7 +149,7 @@ function take(reading: Reading, event: string, { prompt, seed }: Prompt): void {
   if (error) reading.fault ??= `error ${error.code}`;
   const [choice] = choices ?? [];
   for (const token of choice?.token_ids ?? []) {
-    if (token !== mockToken(seed, prompt.length + reading.tokens))
+    if (token !== mockToken(seed, prompt.length + reading.tokens, readableMockTokenRange))
       reading.fault ??= "a wrong token";
     reading.tokens += 1;
   }

@@ -3,7 +3,7 @@ import { createServer, type IncomingMessage, type ServerResponse } from "node:ht
 import type { AddressInfo } from "node:net";
 import { expect, it } from "vitest";
 import { realClock } from "../../src/base/clock.ts";
-import { mockToken } from "../../src/protocol/mock-tokens.ts";
+import { mockToken, readableMockTokenRange } from "../../src/protocol/mock-tokens.ts";
 import type { CompletionResult } from "../../src/sim/completion-client.ts";
 import { runLoad, targetsOf } from "../../src/sim/demo-load.ts";
 import type { TraceRequest } from "../../src/sim/mooncake-trace.ts";
@@ -25,7 +25,9 @@ const trace: readonly TraceRequest[] = [600, 5, 1025].map((inputTokens, at) => (
 const chunk = (fields: object): string => `data: ${JSON.stringify(fields)}\n\n`;
 const tokens = (ids: readonly number[]): string => chunk({ choices: [{ token_ids: ids }] });
 const rightTokens = ({ prompt, seed, max_tokens: count }: Body): number[] =>
-  Array.from({ length: count }, (_, at) => mockToken(seed, prompt.length + at));
+  Array.from({ length: count }, (_, at) =>
+    mockToken(seed, prompt.length + at, readableMockTokenRange),
+  );
 const ending = ({ prompt }: Body): string =>
   chunk({ choices: [{ token_ids: [] }], nvext: { worker_id: { prefill_worker_id: "1" } } }) +
   chunk({
@@ -79,7 +81,11 @@ it.each<[string, (ids: number[]) => number[], number]>([
   ["a wrong token", (ids) => ids.with(7, 1), 1],
   ["a lost token at the end", (ids) => ids.slice(0, -1), 1],
   ["a doubled token", (ids) => [...ids.slice(0, 19), ids[18]!, ids[19]!], 3],
-  ["the tokens of another request", (ids) => ids.map((_, at) => mockToken(99, at)), 20],
+  [
+    "the tokens of another request",
+    (ids) => ids.map((_, at) => mockToken(99, at, readableMockTokenRange)),
+    20,
+  ],
 ])("counts %s", async (_name, change, mismatches) => {
   const results = await load((body, response) =>
     response.end(tokens(change(rightTokens(body))) + ending(body)),

@@ -9,6 +9,7 @@ import { startFrontend } from "../frontend/start-frontend.ts";
 import { loadTokenizer, type ModelTokenizer } from "../frontend/tokenizer.ts";
 import { watchPoolConfig } from "../global-router/config-watch.ts";
 import { startGlobalRouter } from "../global-router/global-router.ts";
+import { poolStates } from "../global-router/router-status.ts";
 import {
   bookingMetrics,
   componentMetrics,
@@ -64,6 +65,7 @@ export async function run({ options }: Given<typeof globalFlags>): Promise<numbe
     acceptTimeoutMs: options.acceptTimeoutMs,
     settings: settingsOf(options),
     ...(tokenizer && { tokenizer }),
+    pools: () => poolStates(router.pools()),
   });
   const server = await frontend.http.listen({ host: options.httpHost, port: options.httpPort });
   return serveUntilSignal(shell, options, metrics, {

@@ -5,7 +5,7 @@
 import type { Clock } from "../base/clock.ts";
 import type { Random } from "../base/random.ts";
 import type { Bus } from "../runtime/bus.ts";
-import { watchInstances } from "../runtime/discovery.ts";
+import { type Instance, watchInstances } from "../runtime/discovery.ts";
 import type { EchoGate } from "../runtime/echo-gate.ts";
 import type { Log } from "../runtime/log.ts";
 import type { OwnerTotals } from "../runtime/owner-request.ts";
@@ -30,7 +30,8 @@ export interface StartFrontendOptions {
   readonly settings?: Partial<FrontendSettings>;
   /** Without it the mock model's. */
   readonly tokenizer?: ModelTokenizer;
-  readonly healthDetails?: () => HealthDetails;
+  /** Pools behind the routers, for `/health`; without it none is listed. */
+  readonly pools?: () => HealthDetails["pools"];
 }
 
 export interface RunningFrontend {
@@ -60,7 +61,10 @@ export function startFrontend(options: StartFrontendOptions): RunningFrontend {
     settings,
     busConnected: () => bus.state === "connected",
     ...(tokenizer && { tokenizerOf: () => tokenizer }),
-    ...(options.healthDetails && { healthDetails: options.healthDetails }),
+    healthDetails: () => ({
+      ...servingPaths(table.instances()),
+      pools: options.pools?.() ?? [],
+    }),
   });
   return {
     http,
@@ -89,4 +93,16 @@ function collectStreams(
     metrics.counter("tiergrid_stream_duplicate_tokens_total").follow(totals.duplicates);
     metrics.counter("tiergrid_stream_gaps_total").follow(totals.gaps);
   });
+}
+
+/** Routers that serve, as the reference's `/health` lists them. */
+function servingPaths(live: Iterable<Instance>): Omit<HealthDetails, "pools"> {
+  const ready = [...live].filter(({ health }) => health === "ready").map(({ card }) => card);
+  const paths = ready.map((card) => `dyn://${card.namespace}.${card.component}.${card.endpoint}`);
+  const instances = ready.map(({ namespace, component, endpoint, inst }) => ({
+    ...{ namespace, component, endpoint },
+    instance_id: inst,
+    transport: "nats",
+  }));
+  return { endpoints: [...new Set(paths)], instances };
 }

@@ -46,6 +46,13 @@ export interface PoolInfo {
   readonly roles: Readonly<Record<string, { readonly pools: readonly PoolView[] }>>;
 }
 
+/** Every pool with its state, in one list. */
+export function poolStates(pools: PoolInfo): readonly object[] {
+  return Object.entries(pools.roles).flatMap(([role, ofRole]) =>
+    ofRole.pools.map(({ index, namespace, state }) => ({ role, index, namespace, state })),
+  );
+}
+
 /** How many pools of a role take requests. */
 function servingPools({
   health,
@@ -106,17 +113,13 @@ export function cardOf(source: StatusSource, epoch: string): () => InstanceCard 
 }
 
 export function healthOf(source: StatusSource): Health {
-  const { health, state } = source;
+  const { state } = source;
   const roles = servingPools(source);
   const endpoints = roles.map(({ role, serving }) => {
     const endpoint = role === "agg" ? "generate" : `${role}_generate`;
     return [endpoint, serving > 0 && !state.draining ? "ready" : "notready"];
   });
-  const pools = [...state.active.roles.values()].flatMap((role) =>
-    viewsOf(role, health).map(({ index, namespace, state: condition }) => {
-      return { role: role.role, index, namespace, state: condition };
-    }),
-  );
+  const pools = poolStates(poolInfo(source));
   return { ready: isReady(source), body: { endpoints: Object.fromEntries(endpoints), pools } };
 }
 

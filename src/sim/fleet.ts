@@ -12,6 +12,7 @@ import { mulberry32, randomU32 } from "../base/random.ts";
 import type { FrontendSettings } from "../frontend/frontend-parts.ts";
 import { type RunningFrontend, startFrontend } from "../frontend/start-frontend.ts";
 import { type GlobalRouter, startGlobalRouter } from "../global-router/global-router.ts";
+import { poolStates } from "../global-router/router-status.ts";
 import { loadBlockHasher } from "../protocol/block-hashes.ts";
 import type { Bus } from "../runtime/bus.ts";
 import {
@@ -75,6 +76,7 @@ export async function startFleet(options: FleetOptions): Promise<Fleet> {
     model,
     acceptTimeoutMs: options.acceptTimeoutMs,
     settings: options.frontend ?? {},
+    pools: () => poolStates(global.pools()),
   });
   const top = await connectPart(options, "gl", "global");
   const global = startGlobalRouter({

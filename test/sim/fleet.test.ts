@@ -169,3 +169,22 @@ it("says which pools are missing when it does not get ready", async () => {
   expect(String(await late)).toContain("pools decode-bulk not ready after 100 ms");
   await it.fleet.close();
 });
+
+it("lists serving paths and pools on the frontend's /health", async () => {
+  const { clock, fleet } = await rig(4);
+  const response = await fleet.frontend.http.app.request("/health");
+  expect(response.status).toBe(200);
+  expect(await response.json()).toMatchObject({
+    status: "healthy",
+    endpoints: ["dyn://dynamo.global_router.decode_generate"],
+    instances: [{ instance_id: fleet.global.inst, transport: "nats" }],
+    pools: [
+      { role: "prefill", index: 0, namespace: "prefill-fast", state: "ready" },
+      { role: "prefill", index: 1, namespace: "prefill-bulk", state: "ready" },
+      { role: "decode", index: 0, namespace: "decode-fast", state: "ready" },
+      { role: "decode", index: 1, namespace: "decode-bulk", state: "ready" },
+    ],
+  });
+  await fleet.close();
+  await clock.runFor(1000);
+});

@@ -31,6 +31,7 @@ interface Measured {
   readonly cpuUs: number;
   readonly routerCpuUs: number;
   readonly endsCpuUs: number;
+  readonly failed: number;
 }
 
 interface Fleet {
@@ -63,7 +64,7 @@ export async function run(options: { quick: boolean; seed: number }): Promise<Be
 async function rows(fleet: Fleet, quick: boolean): Promise<BenchRow[]> {
   const rounds = quick ? 2 : 7;
   const streams = 64;
-  const windowMs = quick ? 500 : 1_500;
+  const windowMs = quick ? 500 : 1_000;
   const go = (mode: ClientMode, inst: string, outputTokens = 100): GoOptions => {
     return { mode, inst, streams, outputTokens, warmupMs: 400, windowMs };
   };
@@ -149,6 +150,7 @@ async function measure(fleet: Fleet, go: GoOptions): Promise<Measured> {
     cpuUs: spent([...after.keys()]) / counted.units,
     routerCpuUs: spent(routers) / 2 / counted.units,
     endsCpuUs: spent(ends) / counted.units,
+    failed: counted.failed,
   };
 }
 
@@ -172,7 +174,9 @@ function rate(id: string, unit: string, found: Comparison, target: string): Benc
     (mine, round) => mine.unitsPerSecond / (found.baseline[round]?.unitsPerSecond ?? Number.NaN),
   );
   const of = (side: readonly Measured[]): number => median(side.map((one) => one.unitsPerSecond));
-  return row({ id, unit, baseline: of(found.baseline), ours: of(found.ours), target }, ratios);
+  const fields = { id, unit, baseline: of(found.baseline), ours: of(found.ours), target };
+  const failed = found.ours.reduce((sum, one) => sum + one.failed, 0);
+  return row(failed > 0 ? { ...fields, note: `${failed} answers failed` } : fields, ratios);
 }
 
 function cpu(

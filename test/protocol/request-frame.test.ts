@@ -24,7 +24,7 @@ const anyDispatch: fc.Arbitrary<Dispatch> = fc.record({
     phase: fc.constantFrom("prefill", "decode", "aggregated"),
     deadlineMs: fc.integer({ min: 1, max: 600_000 }),
     stream: fc.record({
-      subject: fc.constantFrom("_R.fe.k3x9.s", "_INBOX.abc.1"),
+      subject: fc.constantFrom("_R.fe.k3x9.s", "_INBOX.abc.1", '_INBOX."quoted\\".1'),
       format: fc.constantFrom("bundle", "json"),
       key: fc.integer({ min: 0, max: 0xffffffff }),
       acks: fc.boolean(),

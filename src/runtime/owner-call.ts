@@ -265,7 +265,8 @@ export class Call {
   #mayGoOn(place: Place | undefined): boolean {
     if (!this.consumer.pinned) {
       this.#retries += 1;
-      return this.#retries <= streamDefaults.dispatchRetriesMax;
+      const { dispatchRetriesMax, startedRetriesMax } = streamDefaults;
+      return this.#retries <= (this.consumer.have > 0 ? startedRetriesMax : dispatchRetriesMax);
     }
     const { migration, tokens } = this.#request;
     const { allowed, limit, maxSeqTokens = Number.POSITIVE_INFINITY } = migration;

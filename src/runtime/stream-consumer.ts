@@ -57,6 +57,8 @@ export class StreamConsumer {
   #resumeDue = false;
   #resumedMs = Number.NEGATIVE_INFINITY;
   #probedMs = 0;
+  /** Until then, or until it speaks, a heard worker is not judged by its silence. */
+  #graceUntilMs = Number.NEGATIVE_INFINITY;
   #ackable = 0;
   #acked = 0;
   #ackedMs = 0;
@@ -119,6 +121,7 @@ export class StreamConsumer {
     if (this.#over || !this.#follows(frame.attempt, nowMs)) return undefined;
     this.#heard = true;
     this.#frameMs = nowMs;
+    this.#graceUntilMs = Number.NEGATIVE_INFINITY;
     switch (frame.type) {
       case "tokens":
         return this.#takeTokens(frame, nowMs);
@@ -142,6 +145,7 @@ export class StreamConsumer {
     }
     const silentMs = nowMs - this.#frameMs;
     if (!this.#heard) return silentMs >= this.#acceptMs ? "accept_timeout" : undefined;
+    if (nowMs < this.#graceUntilMs) return undefined;
     const { livenessMs, livenessGaps, idleMs, idleGaps } = streamDefaults;
     if (silentMs >= Math.max(livenessMs, livenessGaps * this.#gaps.p99Ms)) return "stream_idle";
     if (!this.#pinned) {
@@ -157,6 +161,7 @@ export class StreamConsumer {
   /** True when the worker should be asked whether it lives; the next question is a probe later. */
   takeProbe(nowMs: number): boolean {
     const { probeMs } = streamDefaults;
+    if (nowMs < this.#graceUntilMs) return false;
     if (!this.#heard || nowMs - Math.max(this.#frameMs, this.#probedMs) < probeMs) return false;
     this.#probedMs = nowMs;
     return true;
@@ -165,6 +170,7 @@ export class StreamConsumer {
   /** The bus carries messages again: every silence starts anew, and lost frames are asked for. */
   thaw(nowMs: number): void {
     this.#restart(nowMs);
+    this.#graceUntilMs = nowMs + streamDefaults.thawGraceMs;
     this.#resumedMs = Number.NEGATIVE_INFINITY;
     if (this.#heard) this.#missing();
   }

@@ -23,6 +23,8 @@ export const streamDefaults = {
   /** Silence after which the owner asks the worker whether it lives, and that question's limit. */
   probeMs: 250,
   probeTimeoutMs: 600,
+  /** After an outage of the bus a silent worker may be dialling still: it does so every 2 s. */
+  thawGraceMs: 3_000,
   /** No frame at all; raised to `livenessGaps` times the p99 gap between token frames. */
   livenessMs: 1_000,
   livenessGaps: 8,
@@ -38,6 +40,8 @@ export const streamDefaults = {
   keepAliveMs: 2_500,
   /** Dispatches that may fail before any output of a call. */
   dispatchRetriesMax: 3,
+  /** The same for a started answer, which waits between them: a router may be starting anew. */
+  startedRetriesMax: 6,
   retryDelayMs: 50,
   retryDelayMaxMs: 1_000,
 } as const;

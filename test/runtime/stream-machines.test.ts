@@ -308,8 +308,20 @@ it("asks for what it may have missed as soon as the bus carries messages again",
   expect(consumer.takeResume(201)).toBe(3);
   consumer.thaw(202);
   expect(consumer.takeResume(202)).toBe(3);
-  expect(consumer.silence(1_201, true)).toBeUndefined();
-  expect(consumer.silence(1_202, true)).toBe("stream_idle");
+});
+
+it("gives a worker time to reach the bus again after an outage, until it is heard", () => {
+  const { thawGraceMs, livenessMs, probeMs } = streamDefaults;
+  const consumer = newConsumer();
+  consumer.take(tokens(0, 3), 100);
+  consumer.thaw(2_000);
+  expect(consumer.takeProbe(2_000 + thawGraceMs - 1)).toBe(false);
+  expect(consumer.silence(2_000 + thawGraceMs - 1, true)).toBeUndefined();
+  expect(consumer.silence(2_000 + thawGraceMs, true)).toBe("stream_idle");
+  consumer.thaw(10_000);
+  consumer.take(tokens(3), 10_100);
+  expect(consumer.takeProbe(10_100 + probeMs)).toBe(true);
+  expect(consumer.silence(10_100 + livenessMs, true)).toBe("stream_idle");
 });
 
 it("estimates the p99 of gaps within a third, and follows a change of scale", () => {

@@ -172,7 +172,7 @@ function scheduleRequest(run: Run, place: number, spanMs: number, random: Random
   const atMs = random() * spanMs;
   const conversation = randomInt(random, 0, 7);
   const islTokens = randomInt(random, 8, 1200);
-  const maxTokens = randomInt(random, 1, 120);
+  const maxTokens = randomInt(random, 1, 400);
   const cancelAfterMs =
     random() < simulationDefaults.cancelShare ? randomInt(random, 0, 3000) : undefined;
   clock.after(atMs, () => {

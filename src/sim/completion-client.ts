@@ -50,6 +50,8 @@ export interface CompletionClient {
 /** Bytes of one event, at most. */
 const eventBytesMax = 1024 * 1024;
 const errorBytesMax = 64 * 1024;
+/** Times a request goes out again because its pooled connection was closed under it. */
+const resendsMax = 3;
 const overloadStatuses: ReadonlySet<number> = new Set([429, 529]);
 
 /** Sends the request and reads its answer to the end; never rejects. */
@@ -73,7 +75,7 @@ export async function complete(
 /** Sends again when a pooled connection had been closed by the server in the meantime. */
 async function open(client: CompletionClient, completion: Completion): Promise<IncomingMessage> {
   const body = bodyOf(client.model, completion);
-  for (;;) {
+  for (let resends = 0; ; resends++) {
     const sent = openRequest(`${client.url}/v1/completions`, {
       agent: client.agent,
       method: "POST",
@@ -88,7 +90,7 @@ async function open(client: CompletionClient, completion: Completion): Promise<I
       });
     } catch (thrown) {
       const reset = (thrown as NodeJS.ErrnoException).code === "ECONNRESET";
-      if (!reset || !sent.reusedSocket) throw thrown;
+      if (!reset || !sent.reusedSocket || resends >= resendsMax) throw thrown;
     }
   }
 }

@@ -38,6 +38,14 @@ const serviceFlags = {
     group: "Worker",
     help: "Workers in this process, each an instance of its own.",
   },
+  taints: {
+    flag: "taints",
+    env: "TIERGRID_WORKER_TAINTS",
+    type: "string",
+    default: null,
+    group: "Worker",
+    help: "Names, separated by commas, that requests may require or prefer.",
+  },
 } as const satisfies FlagTable;
 
 /** Named like the options of the mock engine in camel case. */

@@ -40,6 +40,7 @@ export async function run(given: Given<typeof workerMockFlags>): Promise<number>
         ...{ bus, clock, random, gate, version, engine, endpoint, metrics: ownMetrics },
         log: shell.logs("worker"),
         blockHasher: hasher,
+        taints: taintsOf(options.taints),
       }),
     );
   }
@@ -58,6 +59,10 @@ export async function run(given: Given<typeof workerMockFlags>): Promise<number>
       await Promise.all(workers.map((worker) => worker.drain(options.drainTimeoutSecs * 1000)));
     },
   });
+}
+
+function taintsOf(text: string | null): string[] {
+  return (text ?? "").split(",").flatMap((taint) => taint.trim() || []);
 }
 
 async function fileOf({

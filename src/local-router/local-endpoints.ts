@@ -8,6 +8,7 @@ import { TiergridError, toTiergridError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
 import type { Decision } from "../core/decision.ts";
 import type { WorkerRoster } from "../core/worker-roster.ts";
+import { isObject } from "../protocol/request-body.ts";
 import { decodeDispatch } from "../protocol/request-frame.ts";
 import type { RequestBody, RoutingHints } from "../protocol/requests.ts";
 import { endpointQueue, endpointSubject } from "../protocol/subjects.ts";
@@ -94,7 +95,11 @@ function readQuestion({ rules, random }: QuestionOptions, message: BusMessage): 
   const bare = message.payload[0] === openingBracket;
   const payload = bare ? wrapped(message.payload) : message.payload;
   const { body, tokens, envelope } = decodeDispatch({ payload, reply: message.reply }, random);
-  const query = readRouteQuery(rules, { phase: rules.role, body: lowered(body), tokens });
+  const query = readRouteQuery(rules, {
+    phase: rules.role,
+    body: lowered(body),
+    prompt: { tokens },
+  });
   return { query, excluded: { ...nothingExcluded, avoid: envelope.avoid }, bare };
 }
 
@@ -122,7 +127,11 @@ function lowered(body: RequestBody): RequestBody {
   if (hints.allowed_worker_ids && !Array.isArray(hints.allowed_worker_ids)) {
     throw new TiergridError("invalid_request", "allowed_worker_ids must be an array");
   }
-  return { ...body, routing: hints };
+  const { block_mm_infos: blockMmInfos } = body;
+  if (blockMmInfos === undefined || blockMmInfos === null) return { ...body, routing: hints };
+  const media = isObject(body["mm_routing_info"]) ? body["mm_routing_info"] : {};
+  const mm_routing_info = { ...media, block_mm_infos: blockMmInfos };
+  return { ...body, routing: hints, mm_routing_info };
 }
 
 function bestWorker({ choice }: QuestionOptions, { query, excluded, bare }: Question): unknown {

@@ -91,7 +91,7 @@ export function createLocalPolicy(options: LocalPolicyOptions): DispatchPolicy<L
 function admit(policy: Policy, { envelope, body, tokens }: Dispatch): LocalRequest {
   if (!policy.serving()) throw new TiergridError("not_ready", "Router not initialized");
   const startMs = policy.clock.nowMs();
-  const query = readRouteQuery(policy.rules, { phase: envelope.phase, body, tokens });
+  const query = readRouteQuery(policy.rules, { phase: envelope.phase, body, prompt: { tokens } });
   policy.series.hashingMs.observe(policy.clock.nowMs() - startMs);
   policy.series.started.add();
   policy.series.isl.observe(query.islTokens);

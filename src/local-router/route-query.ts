@@ -5,6 +5,7 @@ import { choiceSettings, parseRouterConfigOverride } from "../config/kv-router-c
 import type { ChoiceSettings, WorkerPolicy } from "../core/decision.ts";
 import type { WorkerConstraints } from "../core/worker-roster.ts";
 import type { BlockHasher } from "../protocol/block-hashes.ts";
+import { readMmRouting } from "../protocol/mm-hash.ts";
 import { isObject, isU32, shown } from "../protocol/request-body.ts";
 import type { Phase, RequestBody, RoutingHints } from "../protocol/requests.ts";
 import { formatU64, readU64Json } from "../protocol/u64.ts";
@@ -30,6 +31,8 @@ export interface RouteQuery {
   /** Full blocks to book that nobody can share. */
   readonly privateBlocks: number;
   readonly constraints: WorkerConstraints;
+  /** Weight by taint; positive pulls the request to workers that have it. */
+  readonly preferredTaints: ReadonlyMap<string, number> | undefined;
   readonly expectedOutputTokens: number | undefined;
   readonly settings: ChoiceSettings;
 }
@@ -37,32 +40,39 @@ export interface RouteQuery {
 export interface RouteRequest {
   readonly phase: Phase;
   readonly body: RequestBody;
-  readonly tokens: Uint32Array;
+  readonly prompt: Prompt;
 }
+
+/** A prompt as its tokens, or as the hashes its sender has made of them. */
+export type Prompt =
+  | { readonly tokens: Uint32Array }
+  | {
+      readonly islTokens: number;
+      /** Hash of each full block alone, 2 u32 per block. */
+      readonly localHashes: Uint32Array;
+    };
 
 /** Throws `invalid_request` naming the field; `not_implemented` for a query-only request. */
 export function readRouteQuery(rules: PoolRules, request: RouteRequest): RouteQuery {
-  const { body, tokens, phase } = request;
+  const { body, prompt, phase } = request;
   if (body.annotations?.some(isQueryOnly)) {
     const message = "query_instance_id is not supported; ask best_worker_id or explain";
     throw new TiergridError("not_implemented", message);
   }
   const override = overrideOf(body);
-  const { blockSize, policy, role, config, blockHasher } = rules;
-  const { blocks, sequence } = blockHasher.hashBlocks(tokens, blockSize, {
-    loraName: body.routing?.lora_name ?? undefined,
-    cacheSalt: body.routing?.cache_salt ?? undefined,
-  });
+  const { blockSize, policy, role, config } = rules;
+  const { islTokens, blocks, sequence } = hashesOf(rules, body, prompt);
   // Nothing is generated in a prefill pool, so its blocks are not held.
   const tracks = config.routerTrackActiveBlocks && role !== "prefill";
   const reuses = override.assumeKvReuse ?? config.routerAssumeKvReuse;
   return {
-    islTokens: tokens.length,
+    islTokens,
     blocks,
     sequence,
     tracked: tracks && reuses ? sequence : none,
     privateBlocks: tracks && !reuses ? blocks : 0,
     constraints: constraintsOf(body, phase),
+    preferredTaints: preferredTaintsOf(body.routing ?? {}),
     expectedOutputTokens: body.routing?.expected_output_tokens ?? undefined,
     settings: choiceSettings(config, override, {
       blockSize,
@@ -73,6 +83,28 @@ export function readRouteQuery(rules: PoolRules, request: RouteRequest): RouteQu
 }
 
 const none = new Uint32Array(0);
+
+/** The prompt that routing sees: the request's own, or the one with its media expanded. */
+function hashesOf(
+  { blockSize, blockHasher }: PoolRules,
+  body: RequestBody,
+  prompt: Prompt,
+): Pick<RouteQuery, "islTokens" | "blocks" | "sequence"> {
+  if ("localHashes" in prompt) {
+    const sequence = prompt.localHashes.slice();
+    const blocks = sequence.length / 2;
+    blockHasher.chain(sequence, 1, blocks);
+    return { islTokens: prompt.islTokens, blocks, sequence };
+  }
+  const media = readMmRouting(body["mm_routing_info"]);
+  const tokens = media.tokens ?? prompt.tokens;
+  const { blocks, sequence } = blockHasher.hashBlocks(tokens, blockSize, {
+    loraName: body.routing?.lora_name ?? undefined,
+    cacheSalt: body.routing?.cache_salt ?? undefined,
+    mmInfos: media.mmInfos,
+  });
+  return { islTokens: tokens.length, blocks, sequence };
+}
 
 function isQueryOnly(annotation: string): boolean {
   return annotation === "query_instance_id" || annotation.startsWith("query_instance_id:");
@@ -117,12 +149,27 @@ function dpRankOf(body: RequestBody, phase: Phase): number | undefined {
   throw invalid("dp_rank", "an integer in [0, 4294967295]", dpRank);
 }
 
+function routingConstraintsOf(routing: RoutingHints): Readonly<Record<string, unknown>> {
+  const constraints =
+    (routing as Readonly<Record<string, unknown>>)["routing_constraints"] ?? noConstraints;
+  if (isObject(constraints)) return constraints;
+  throw invalid("routing.routing_constraints", "an object", constraints);
+}
+
+const noConstraints = Object.freeze({});
+
+function preferredTaintsOf(routing: RoutingHints): ReadonlyMap<string, number> | undefined {
+  const taints = routingConstraintsOf(routing)["preferred_taints"] ?? undefined;
+  if (taints === undefined) return undefined;
+  if (isObject(taints) && Object.values(taints).every(Number.isFinite)) {
+    return new Map(Object.entries(taints) as [string, number][]);
+  }
+  const field = "routing.routing_constraints.preferred_taints";
+  throw invalid(field, "an object of finite numbers", taints);
+}
+
 function requiredTaintsOf(routing: RoutingHints): readonly string[] | undefined {
-  const constraints = (routing as Readonly<Record<string, unknown>>)["routing_constraints"];
-  if (constraints === undefined || constraints === null) return undefined;
-  if (!isObject(constraints))
-    throw invalid("routing.routing_constraints", "an object", constraints);
-  const taints = constraints["required_taints"] ?? [];
+  const taints = routingConstraintsOf(routing)["required_taints"] ?? [];
   if (Array.isArray(taints) && taints.every((taint) => typeof taint === "string")) return taints;
   throw invalid("routing.routing_constraints.required_taints", "an array of strings", taints);
 }

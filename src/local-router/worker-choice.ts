@@ -65,6 +65,7 @@ export function createWorkerChoice(context: ChoiceContext, askRandom: Random): W
     privateBlocks: query.privateBlocks,
     overlap: { device: match(query) },
     constraints: query.constraints,
+    preferredTaints: query.preferredTaints,
     settings: query.settings,
   });
   return {

@@ -303,7 +303,7 @@ function digestOfCard({ blockCount, xor }: RankDigest): BlockDigest {
 function profileOf(card: InstanceCard): WorkerProfile {
   return {
     workerId: card.workerId,
-    taints: noTaints,
+    taints: card.taints ? new Set(card.taints) : noTaints,
     totalKvBlocks: card.totalKvBlocks || undefined,
     maxNumBatchedTokens: card.maxNumBatchedTokens || undefined,
   };

@@ -48,6 +48,8 @@ export interface InstanceCard {
   readonly identityHashes: boolean;
   /** True when the worker publishes KV events. */
   readonly kvEvents: boolean;
+  /** Of a worker: what requests may require or prefer of it; absent = none. */
+  readonly taints?: readonly string[];
   readonly load?: CardLoad;
   /** Of a local router: workers it accepts for selection. */
   readonly workersReady?: number;
@@ -64,6 +66,7 @@ export interface Heartbeat {
 const cardBytesMax = 65_536;
 const protocolVersionsMax = 16;
 const digestsMax = 1024;
+const taintsMax = 64;
 const kinds: readonly CardKind[] = ["w", "local", "global", "frontend"];
 const roles: readonly CardRole[] = ["prefill", "decode", "aggregated"];
 const states: readonly CardState[] = ["starting", "ready", "draining"];
@@ -90,6 +93,7 @@ export function encodeHeartbeat({ card, goodbye }: Heartbeat): Uint8Array {
     protocol_versions: card.protocolVersions,
     identity_hashes: card.identityHashes,
     kv_events: card.kvEvents,
+    taints: card.taints,
     workers_ready: card.workersReady,
     load: load && {
       running: load.running,
@@ -127,7 +131,7 @@ function cardOf(fields: Fields): InstanceCard {
   const epoch = text(fields, "epoch");
   const workerId = text(fields, "worker_id");
   if (!/^[0-9a-f]{16}$/.test(epoch) || !/^\d{1,20}$/.test(workerId)) throw wrong;
-  const { load, digests, workers_ready: workersReady } = fields;
+  const { load, digests, taints, workers_ready: workersReady } = fields;
   return {
     inst,
     epoch,
@@ -148,6 +152,7 @@ function cardOf(fields: Fields): InstanceCard {
     protocolVersions: list(fields["protocol_versions"], protocolVersionsMax).map(asCount),
     identityHashes: fields["identity_hashes"] === true,
     kvEvents: fields["kv_events"] === true,
+    ...(taints === undefined ? {} : { taints: list(taints, taintsMax).map(asText) }),
     ...(load === undefined ? {} : { load: loadOf(asFields(load)) }),
     ...(workersReady === undefined ? {} : { workersReady: asCount(workersReady) }),
     ...(digests === undefined
@@ -178,7 +183,10 @@ function asFields(value: unknown): Fields {
 }
 
 function text(fields: Fields, name: string): string {
-  const value = fields[name];
+  return asText(fields[name]);
+}
+
+function asText(value: unknown): string {
   if (typeof value !== "string" || value.length > 1024) throw wrong;
   return value;
 }

@@ -13,6 +13,7 @@ export interface CardFacts {
   readonly engine: Engine;
   readonly state: WorkerState;
   readonly digests: readonly RankDigest[] | undefined;
+  readonly taints?: readonly string[] | undefined;
 }
 
 /** `dead`: the engine is gone and its requests are being handed back. */
@@ -20,7 +21,7 @@ export type WorkerState = CardState | "dead" | "closed";
 
 /** Without a limit of its own an engine's context ends where its blocks do. */
 export function workerCardOf(facts: CardFacts): InstanceCard {
-  const { inst, epoch, endpoint, engine, state, digests } = facts;
+  const { inst, epoch, endpoint, engine, state, digests, taints } = facts;
   const { card } = engine;
   const load = { running: 0, waiting: 0, kvUsedBlocks: 0 };
   for (const { running, waiting, activeBlocks } of engine.load()) {
@@ -48,5 +49,6 @@ export function workerCardOf(facts: CardFacts): InstanceCard {
     kvEvents: true,
     load,
     ...(digests ? { digests } : {}),
+    ...(taints?.length ? { taints } : {}),
   };
 }

@@ -42,6 +42,8 @@ export interface WorkerOptions {
   readonly blockHasher: Pick<BlockHasher, "chain">;
   /** Semantic version of this build. */
   readonly version: string;
+  /** What requests may require or prefer of this worker. */
+  readonly taints?: readonly string[];
   /** Fault switch: true when the KV events of a pass get lost behind the worker. */
   readonly losesKvEvents?: () => boolean;
 }
@@ -167,10 +169,10 @@ function endpointsOf(parts: Parts): WorkerEndpoints {
 }
 
 function cardOf({ options, inst, epoch, events, state }: Parts) {
-  const { clock, endpoint, engine } = options;
+  const { clock, endpoint, engine, taints } = options;
   const beat = Math.floor(clock.nowMs() / leaseTiming.heartbeatMs);
   const digests = beat % digestBeats === 0 ? events.digests() : undefined;
-  return workerCardOf({ inst, epoch, endpoint, engine, state, digests });
+  return workerCardOf({ inst, epoch, endpoint, engine, state, digests, taints });
 }
 
 async function startEngine(running: Running): Promise<void> {

@@ -5,47 +5,31 @@
  */
 import type { Clock } from "../base/clock.ts";
 import { TiergridError, toTiergridError } from "../base/errors.ts";
-import type { Random } from "../base/random.ts";
 import type { Decision } from "../core/decision.ts";
 import type { WorkerRoster } from "../core/worker-roster.ts";
-import { isObject } from "../protocol/request-body.ts";
-import { decodeDispatch } from "../protocol/request-frame.ts";
-import type { RequestBody, RoutingHints } from "../protocol/requests.ts";
-import { endpointQueue, endpointSubject } from "../protocol/subjects.ts";
+import { endpointQueue, endpointSubject, routeSubject } from "../protocol/subjects.ts";
 import type { Bus, BusMessage, Subscription } from "../runtime/bus.ts";
 import { type MicroService, serviceErrorHeaders } from "../runtime/micro-service.ts";
 import { decisionJson } from "./decision-json.ts";
-import { type PoolRules, type RouteQuery, readRouteQuery } from "./route-query.ts";
-import {
-  type Excluded,
-  nothingExcluded,
-  refusalError,
-  type WorkerChoice,
-} from "./worker-choice.ts";
+import { answerRoute, type RouteOptions } from "./route-endpoint.ts";
+import type { PoolRules } from "./route-query.ts";
+import { type Question, readQuestion } from "./router-question.ts";
+import { refusalError } from "./worker-choice.ts";
 
 /** Component under which a local router serves in its pool's namespace. */
 export const routerComponent = "router";
 
-export interface QuestionOptions {
+export interface QuestionOptions extends RouteOptions {
   readonly bus: Bus;
   readonly clock: Clock;
-  readonly random: Random;
   readonly inst: string;
   readonly namespace: string;
   readonly service: MicroService;
   readonly rules: PoolRules;
-  readonly choice: WorkerChoice;
   readonly roster: WorkerRoster;
   /** Words for where the overlaps come from. */
   readonly indexMode: "events" | "off";
   readonly serving: () => boolean;
-}
-
-interface Question {
-  readonly query: RouteQuery;
-  readonly excluded: Excluded;
-  /** True for a bare array of token ids. */
-  readonly bare: boolean;
 }
 
 type Answerer = (options: QuestionOptions, question: Question) => unknown;
@@ -54,12 +38,13 @@ const answerers: Readonly<Record<string, Answerer>> = {
   best_worker_id: bestWorker,
   get_overlap_scores: overlapScores,
   explain: explainRouting,
+  route: routeCall,
 };
 
 /** Serves the questions on their public endpoints. */
 export function serveQuestions(options: QuestionOptions): Subscription[] {
   const { bus, clock, namespace, service } = options;
-  return Object.entries(answerers).map(([endpoint, answerer]) => {
+  return Object.entries(answerers).flatMap(([endpoint, answerer]) => {
     const subject = endpointSubject({ namespace, component: routerComponent, endpoint });
     const counters = service.addEndpoint({ name: endpoint, subject });
     const onMessage = (message: BusMessage): void => {
@@ -71,7 +56,9 @@ export function serveQuestions(options: QuestionOptions): Subscription[] {
       const payload = new TextEncoder().encode(JSON.stringify(json));
       bus.publish(reply, payload, error ? { headers: serviceErrorHeaders(error) } : {});
     };
-    return bus.subscribe(subject, onMessage, endpointQueue);
+    const subscription = bus.subscribe(subject, onMessage, endpointQueue);
+    if (answerer !== routeCall) return [subscription];
+    return [subscription, bus.subscribe(routeSubject(options.inst), onMessage)];
   });
 }
 
@@ -82,7 +69,7 @@ function answer(
 ): { readonly json: unknown; readonly error?: TiergridError } {
   try {
     if (!options.serving()) throw new TiergridError("not_ready", "Router not initialized");
-    return { json: answerer(options, readQuestion(options, message)) };
+    return { json: answerer(options, readQuestion(options.rules, message, options.random)) };
   } catch (thrown) {
     const error = toTiergridError(thrown);
     const { code, message: text, details } = error;
@@ -90,52 +77,9 @@ function answer(
   }
 }
 
-/** A request in either form, or only its token ids; `lora_name` and the like may stand on top. */
-function readQuestion({ rules, random }: QuestionOptions, message: BusMessage): Question {
-  const bare = message.payload[0] === openingBracket;
-  const payload = bare ? wrapped(message.payload) : message.payload;
-  const { body, tokens, envelope } = decodeDispatch({ payload, reply: message.reply }, random);
-  const query = readRouteQuery(rules, {
-    phase: rules.role,
-    body: lowered(body),
-    prompt: { tokens },
-  });
-  return { query, excluded: { ...nothingExcluded, avoid: envelope.avoid }, bare };
-}
-
-const openingBracket = 0x5b;
-
-function wrapped(tokenIds: Uint8Array): Uint8Array {
-  return Buffer.concat([Buffer.from('{"token_ids":'), tokenIds, Buffer.from("}")]);
-}
-
-/** The request with its top-level hints where `generate` has them. */
-function lowered(body: RequestBody): RequestBody {
-  const { lora_name, cache_salt, cache_namespace, allowed_worker_ids } = body as RoutingHints & {
-    readonly cache_namespace?: string | null;
-  };
-  const hints: RoutingHints = {
-    ...body.routing,
-    ...(lora_name ? { lora_name } : {}),
-    ...(cache_salt || cache_namespace ? { cache_salt: cache_salt ?? cache_namespace ?? null } : {}),
-    ...(allowed_worker_ids ? { allowed_worker_ids } : {}),
-  };
-  for (const text of [hints.lora_name, hints.cache_salt]) {
-    if (text === undefined || text === null || typeof text === "string") continue;
-    throw new TiergridError("invalid_request", "lora_name and cache_salt must be strings");
-  }
-  if (hints.allowed_worker_ids && !Array.isArray(hints.allowed_worker_ids)) {
-    throw new TiergridError("invalid_request", "allowed_worker_ids must be an array");
-  }
-  const { block_mm_infos: blockMmInfos } = body;
-  if (blockMmInfos === undefined || blockMmInfos === null) return { ...body, routing: hints };
-  const media = isObject(body["mm_routing_info"]) ? body["mm_routing_info"] : {};
-  const mm_routing_info = { ...media, block_mm_infos: blockMmInfos };
-  return { ...body, routing: hints, mm_routing_info };
-}
-
-function bestWorker({ choice }: QuestionOptions, { query, excluded, bare }: Question): unknown {
-  const { choice: taken } = choice.ask(query, excluded);
+function bestWorker({ choice }: QuestionOptions, question: Question): unknown {
+  const { bare, excluded } = question;
+  const { choice: taken } = choice.ask(question.query(), excluded);
   if (taken.outcome === "refused") throw refusalError(taken);
   const { workerId, dpRank, overlapBlocks } = taken;
   if (!bare) return { worker_id: workerId, dp_rank: dpRank, overlap_blocks: overlapBlocks };
@@ -144,7 +88,8 @@ function bestWorker({ choice }: QuestionOptions, { query, excluded, bare }: Ques
 }
 
 /** Only device memory is counted: the slower tiers and the shared cache are zero. */
-function overlapScores({ choice, roster, rules }: QuestionOptions, { query }: Question): unknown {
+function overlapScores({ choice, roster, rules }: QuestionOptions, question: Question): unknown {
+  const query = question.query();
   const depths = choice.match(query);
   const slots = Array.from(roster.order.subarray(0, roster.count));
   return {
@@ -168,9 +113,13 @@ function overlapScores({ choice, roster, rules }: QuestionOptions, { query }: Qu
   };
 }
 
+function routeCall(options: QuestionOptions, { body, query }: Question): unknown {
+  return answerRoute(options, body, query);
+}
+
 function explainRouting(options: QuestionOptions, { query, excluded }: Question): unknown {
   const { inst, namespace, rules, indexMode } = options;
-  const decision: Decision = options.choice.ask(query, excluded);
+  const decision: Decision = options.choice.ask(query(), excluded);
   return {
     schema: "tiergrid.explain.local/1",
     router_id: inst,

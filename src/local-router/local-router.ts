@@ -127,6 +127,11 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
   const presence = startPresence({
     ...{ ...options, inst, roster, choice, directory, serving, dispatcher },
     followsEvents: overlap !== undefined,
+    pending: () => ({ count: 0, islTokens: 0 }),
+    bookings: {
+      prefilled: (key) => load.markPrefillCompleted(key, clock.nowMs()) === "ok",
+      freed: (key) => load.free(key, clock.nowMs()) === "ok",
+    },
   });
   directory.listen({
     added: perWorker.registered,

@@ -21,10 +21,15 @@ import { checkRequestBody, isObject, isU32, type JsonObject, shown } from "./req
 import { envelopeFromJson, envelopeText, envelopeToJson } from "./request-envelope.ts";
 import type { Dispatch, RequestBody } from "./requests.ts";
 
-const magic = 0x4754;
-const version = 1;
-const kindTokens = 1;
-export const requestHeaderBytes = 40;
+/** What every frame with this header starts with. */
+export const requestFrame = {
+  magic: 0x4754,
+  version: 1,
+  kindTokens: 1,
+  kindHashes: 2,
+  headerBytes: 40,
+} as const;
+const { magic, version, kindTokens, headerBytes: requestHeaderBytes } = requestFrame;
 const none = 0xffffffff;
 
 /** The header being written; encoding is synchronous and copies it. */

@@ -75,6 +75,9 @@ export const generateSubject = (kind: InstanceKind, inst: string): string =>
   `${subjectRoot}.${kind}.${subjectToken(inst)}.gen`;
 export const controlSubject = (kind: InstanceKind, inst: string): string =>
   `${subjectRoot}.${kind}.${subjectToken(inst)}.ctl`;
+/** Where one local router answers `route`: a caller's later calls must reach the same books. */
+export const routeSubject = (inst: string): string =>
+  `${subjectRoot}.local.${subjectToken(inst)}.route`;
 export const noticeSubject = (inst: string): string => `${subjectRoot}.nt.${subjectToken(inst)}`;
 export const heartbeatSubject = (inst: string): string => `${subjectRoot}.hb.${subjectToken(inst)}`;
 export const allHeartbeats = `${subjectRoot}.hb.*`;

@@ -61,6 +61,14 @@ const serviceFlags = {
     group: "Local router",
     help: "blocks: lowest cost of overlap and load; the others are for comparison.",
   },
+  adminRoutes: {
+    flag: "admin-routes",
+    env: "TIERGRID_ADMIN_ROUTES",
+    type: "boolean",
+    default: true,
+    group: "Local router",
+    help: "Serves /busy_threshold and /find_best_worker on the system port.",
+  },
   acceptTimeoutMs: {
     flag: "accept-timeout-ms",
     env: "TIERGRID_ACCEPT_TIMEOUT_MS",

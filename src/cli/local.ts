@@ -5,6 +5,7 @@ import { type ConfigFault, formatFault } from "../config/config-fault.ts";
 import { formatOfPath, parseConfigText, readConfigText } from "../config/config-text.ts";
 import { type KvRouterConfig, loadKvRouterConfig } from "../config/kv-router-config.ts";
 import { unsupportedFields } from "../config/kv-router-support.ts";
+import { adminRoutes } from "../local-router/admin-routes.ts";
 import { localRouterTable } from "../local-router/local-metrics.ts";
 import { startLocalRouter } from "../local-router/local-router.ts";
 import { loadBlockHasher } from "../protocol/block-hashes.ts";
@@ -47,6 +48,7 @@ export async function run(given: Given<typeof localFlags>): Promise<number> {
       body: { endpoint: options.endpoint, workers: router.holders(), stats: router.stats },
     }),
     metrics: metrics.text,
+    ...(options.adminRoutes && { app: adminRoutes(router.admin) }),
     facts: { endpoint: options.endpoint, inst: router.inst },
     drain: async () => {
       await router.drain(options.drainTimeoutSecs * 1000);

@@ -2,6 +2,7 @@
  * What every long-running command has around its part: logs, bus, self-echo, system server, and the
  * way out. A broker that is missing at the start is waited for, as one that goes away later is.
  */
+import type { Hono } from "hono";
 import { every, realClock } from "../base/clock.ts";
 import { TiergridError } from "../base/errors.ts";
 import type { OptionsOf } from "../base/flags.ts";
@@ -104,6 +105,8 @@ export interface ServedPart {
   readonly health: () => Health;
   readonly metrics: () => Promise<string>;
   readonly pages?: Readonly<Record<string, () => unknown>>;
+  /** Served beside the pages. */
+  readonly app?: Hono;
   /** What else the ready line tells. */
   readonly facts: Readonly<Record<string, unknown>>;
   readonly drain: () => Promise<void>;
@@ -147,6 +150,7 @@ async function listen(options: ProcessOptions, part: ServedPart): Promise<number
     health: part.health,
     metrics: part.metrics,
     ...(part.pages && { extraRoutes: part.pages }),
+    ...(part.app && { app: part.app }),
   });
   return server.port;
 }

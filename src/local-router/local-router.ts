@@ -11,8 +11,9 @@
  * This file only wires; each part says what it does.
  */
 import { type Clock, every } from "../base/clock.ts";
+import { TiergridError } from "../base/errors.ts";
 import { mulberry32, type Random, randomId, randomU32 } from "../base/random.ts";
-import { type ThresholdUpdate, updateBusyThresholds } from "../config/busy-thresholds.ts";
+import { updateBusyThresholds } from "../config/busy-thresholds.ts";
 import { subscribesToKvEvents } from "../config/kv-router-config.ts";
 import { choiceTables } from "../core/decision.ts";
 import { type IndexMode, type IndexStats, KvIndex } from "../core/kv-index.ts";
@@ -24,6 +25,7 @@ import type { DispatcherTotals } from "../runtime/dispatch-policy.ts";
 import { Dispatcher } from "../runtime/dispatcher.ts";
 import type { EchoGate } from "../runtime/echo-gate.ts";
 import type { Log } from "../runtime/log.ts";
+import { type Administered, serveThresholds } from "./admin-routes.ts";
 import { startDigestCheck } from "./digest-check.ts";
 import { createEventIntake, type HolderStates } from "./event-intake.ts";
 import { collectEventsAtScrape } from "./event-metrics.ts";
@@ -37,9 +39,9 @@ import {
 import { createLocalPolicy, type LocalRequest } from "./local-policy.ts";
 import { startPresence } from "./local-presence.ts";
 import { createRecoveryQuery } from "./recovery-query.ts";
-import type { PoolRules } from "./route-query.ts";
+import { type PoolRules, readRouteQuery } from "./route-query.ts";
 import { type SilenceCheck, startSilenceCheck } from "./silence-check.ts";
-import { createWorkerChoice, type WorkerChoice } from "./worker-choice.ts";
+import { createWorkerChoice, nothingExcluded, type WorkerChoice } from "./worker-choice.ts";
 import { type OverlapTables, type WorkerDirectory, watchWorkers } from "./worker-directory.ts";
 
 export interface LocalRouterOptions extends PoolRules {
@@ -76,8 +78,8 @@ export interface LocalRouter {
   /** True once it may serve and while a worker takes requests. */
   ready(): boolean;
   holders(): readonly HolderView[];
-  /** Busy thresholds, changed by what `body` gives under the names of the wire; at once in effect. */
-  updateThresholds(body: Readonly<Record<string, unknown>>): ThresholdUpdate;
+  /** What operators read and change while it runs. */
+  readonly admin: Administered;
   readonly totals: Readonly<DispatcherTotals>;
   readonly stats: LocalStats;
   /** Takes no new requests; resolves when every open one has found its worker, or at `graceMs`. */
@@ -142,6 +144,8 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
     changed: presence.beat,
     refused: (reason) => metrics.counter("tiergrid_workers_refused_total", { reason }).add(),
   });
+  const admin = administrationOf(options, tables, { choice, serving });
+  const thresholds = serveThresholds(options.bus, inst, admin);
   const { entries, totals } = dispatcher;
   const openRequests = (): number => entries.size;
   const workers = () => directory.workers.values();
@@ -155,11 +159,7 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
     inst,
     ready: () => presence.state() === "ready" && directory.selectableCount > 0,
     holders: () => holderViews(tables),
-    updateThresholds(body) {
-      const update = updateBusyThresholds(roster.thresholds, body);
-      if (update.ok) roster.setThresholds(update.thresholds);
-      return update;
-    },
+    admin,
     totals,
     get stats() {
       return {
@@ -176,6 +176,7 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
     },
     async close() {
       cancelSweep();
+      thresholds.unsubscribe();
       presence.end();
       dispatcher.close();
       closeTables(tables);
@@ -204,6 +205,29 @@ function createTables(options: LocalRouterOptions): Tables {
   const silence =
     overlap && startSilenceCheck({ ...options, workers, eventsOf: overlap.intake.eventsOf });
   return { roster, load, overlap, directory, silence };
+}
+
+function administrationOf(
+  options: LocalRouterOptions,
+  { roster, directory }: Tables,
+  { choice, serving }: { readonly choice: WorkerChoice; readonly serving: () => boolean },
+): Administered {
+  const { role, blockSize } = options;
+  return {
+    blockSize,
+    models: () => new Set([...directory.workers.values()].map(({ card }) => card.model)),
+    thresholds: () => roster.thresholds,
+    updateThresholds(body) {
+      const update = updateBusyThresholds(roster.thresholds, body);
+      if (update.ok) roster.setThresholds(update.thresholds);
+      return update;
+    },
+    bestWorker(prompt) {
+      if (!serving()) throw new TiergridError("not_ready", "Router not initialized");
+      const query = readRouteQuery(options, { phase: role, body: {}, prompt });
+      return choice.ask(query, nothingExcluded).choice;
+    },
+  };
 }
 
 function closeTables({ directory, overlap, silence }: Tables): void {

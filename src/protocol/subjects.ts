@@ -8,6 +8,7 @@
  *   tg.hb.<inst>                               heartbeats
  *   tg.who                                     asks every instance for a heartbeat (cold start)
  *   tg.ev.<namespace>.<inst>.<rank>            KV events of one worker and data-parallel rank
+ *   tg.evs.<namespace>.<component>.<inst>.<rank>  the same in durable mode, kept by a stream
  *   tg.ld.<namespace>.<inst>                   load samples of one worker
  *   tg.kvq.<inst>.<rank>                       a worker's KV event ring and dump
  *   _R.<role>.<connection>.<token>             private inboxes: replies, streams, self-echo
@@ -78,6 +79,9 @@ export const controlSubject = (kind: InstanceKind, inst: string): string =>
 /** Where one local router answers `route`: a caller's later calls must reach the same books. */
 export const routeSubject = (inst: string): string =>
   `${subjectRoot}.local.${subjectToken(inst)}.route`;
+/** Where one local router reads and changes its busy thresholds. */
+export const thresholdSubject = (inst: string): string =>
+  `${subjectRoot}.local.${subjectToken(inst)}.thr`;
 export const noticeSubject = (inst: string): string => `${subjectRoot}.nt.${subjectToken(inst)}`;
 export const heartbeatSubject = (inst: string): string => `${subjectRoot}.hb.${subjectToken(inst)}`;
 export const allHeartbeats = `${subjectRoot}.hb.*`;
@@ -86,6 +90,14 @@ export const kvEventSubject = (namespace: string, inst: string, dpRank: number):
   `${subjectRoot}.ev.${subjectToken(namespace)}.${subjectToken(inst)}.${dpRank}`;
 export const kvEventsOfNamespace = (namespace: string): string =>
   `${subjectRoot}.ev.${subjectToken(namespace)}.*.*`;
+export const durableEventSubject = (
+  { namespace, component }: Pick<EndpointPath, "namespace" | "component">,
+  inst: string,
+  dpRank: number,
+): string =>
+  `${subjectRoot}.evs.${subjectToken(namespace)}.${subjectToken(component)}.${subjectToken(inst)}.${dpRank}`;
+export const durableEventsOfComponent = (namespace: string, component: string): string =>
+  `${subjectRoot}.evs.${subjectToken(namespace)}.${subjectToken(component)}.*.*`;
 export const loadSubject = (namespace: string, inst: string): string =>
   `${subjectRoot}.ld.${subjectToken(namespace)}.${subjectToken(inst)}`;
 export const loadOfNamespace = (namespace: string): string =>

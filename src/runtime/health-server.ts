@@ -31,6 +31,8 @@ export interface HealthServerOptions {
   readonly metrics: () => Promise<string>;
   /** JSON pages by path, e.g. `/pools`. */
   readonly extraRoutes?: Readonly<Record<string, () => unknown>>;
+  /** Routes with methods and bodies of their own. */
+  readonly app?: Hono;
 }
 
 export interface HealthServer {
@@ -71,6 +73,7 @@ export function healthApp(options: Omit<HealthServerOptions, "port" | "host">): 
   for (const [path, page] of Object.entries(options.extraRoutes ?? {})) {
     app.get(path, (context) => context.json(page() as object));
   }
+  if (options.app) app.route("/", options.app);
   app.onError((cause, context) => context.json({ error: cause.message }, 500));
   return app;
 }

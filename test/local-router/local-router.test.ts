@@ -276,9 +276,9 @@ it("leaves out workers above a busy threshold, and all of them is an overload", 
     const expected = at === 0 ? { inst: "2" } : { code: "all_eligible_workers_overloaded" };
     expect(receipt).toMatchObject(expected);
   }
-  expect(router.updateThresholds({ active_decode_blocks_threshold: 2 }).ok).toBe(false);
-  expect(router.updateThresholds({})).toMatchObject({ thresholds });
-  expect(router.updateThresholds({ active_decode_blocks_threshold: null }).ok).toBe(true);
+  expect(router.admin.updateThresholds({ active_decode_blocks_threshold: 2 }).ok).toBe(false);
+  expect(router.admin.updateThresholds({})).toMatchObject({ thresholds });
+  expect(router.admin.updateThresholds({ active_decode_blocks_threshold: null }).ok).toBe(true);
   expect(await send(promptOf(1, 2)).receipt).toMatchObject({ type: "accepted" });
 });
 

@@ -49,7 +49,7 @@ const timeOwners = new Set([
 ]);
 /** The client package of the broker stays behind the bus interface. */
 const busPackage = /^(?:nats|@nats-io\/.*)$/;
-const busOwner = /^src\/runtime\/nats-(?:bus|client|socket)(?:-[a-z-]+)?\.ts$/;
+const busOwner = /^src\/runtime\/nats-(?:bus|client|socket|durable)(?:-[a-z-]+)?\.ts$/;
 
 interface SourceFile {
   /** Path from the repository, with slashes. */

@@ -11,6 +11,8 @@
  *   tg.evs.<namespace>.<component>.<inst>.<rank>  the same in durable mode, kept by a stream
  *   tg.ld.<namespace>.<inst>                   load samples of one worker
  *   tg.kvq.<inst>.<rank>                       a worker's KV event ring and dump
+ *   tg.as.<namespace>.<component>.<endpoint>.<inst>   bookings of one local router, for its replicas
+ *   tg.asq.<namespace>.<component>.<endpoint>  asks a pool's local routers for their bookings
  *   _R.<role>.<connection>.<token>             private inboxes: replies, streams, self-echo
  */
 import { createHash } from "node:crypto";
@@ -76,12 +78,13 @@ export const generateSubject = (kind: InstanceKind, inst: string): string =>
   `${subjectRoot}.${kind}.${subjectToken(inst)}.gen`;
 export const controlSubject = (kind: InstanceKind, inst: string): string =>
   `${subjectRoot}.${kind}.${subjectToken(inst)}.ctl`;
-/** Where one local router answers `route`: a caller's later calls must reach the same books. */
-export const routeSubject = (inst: string): string =>
-  `${subjectRoot}.local.${subjectToken(inst)}.route`;
-/** Where one local router reads and changes its busy thresholds. */
-export const thresholdSubject = (inst: string): string =>
-  `${subjectRoot}.local.${subjectToken(inst)}.thr`;
+/** What one router, and no other of its kind, can be asked: its books, its rings, its settings. */
+export type RouterQuestion = "route" | "thresholds" | "explain" | "pool_info";
+export const askSubject = (
+  kind: "local" | "global",
+  inst: string,
+  question: RouterQuestion,
+): string => `${subjectRoot}.${kind}.${subjectToken(inst)}.${question}`;
 export const noticeSubject = (inst: string): string => `${subjectRoot}.nt.${subjectToken(inst)}`;
 export const heartbeatSubject = (inst: string): string => `${subjectRoot}.hb.${subjectToken(inst)}`;
 export const allHeartbeats = `${subjectRoot}.hb.*`;
@@ -104,6 +107,15 @@ export const loadOfNamespace = (namespace: string): string =>
   `${subjectRoot}.ld.${subjectToken(namespace)}.*`;
 export const kvQuerySubject = (inst: string, dpRank: number): string =>
   `${subjectRoot}.kvq.${subjectToken(inst)}.${dpRank}`;
+export const activeSequencesSubject = (pool: EndpointPath, inst: string): string =>
+  `${subjectRoot}.as.${poolTokens(pool)}.${subjectToken(inst)}`;
+export const activeSequencesOfPool = (pool: EndpointPath): string =>
+  `${subjectRoot}.as.${poolTokens(pool)}.*`;
+export const activeSequencesAskSubject = (pool: EndpointPath): string =>
+  `${subjectRoot}.asq.${poolTokens(pool)}`;
+
+const poolTokens = ({ namespace, component, endpoint }: EndpointPath): string =>
+  [namespace, component, endpoint].map(subjectToken).join(".");
 
 /** Private prefix of one connection; `connection` is random. */
 export const inboxPrefix = (role: BusRole, connection: string): string =>

@@ -1,6 +1,6 @@
 /**
  * One life of the `nats` client: dialled, used, lost, never reconnected by itself. The only file
- * that imports the client. What it knows beyond the client's public interface stands in `internals`
+ * that connects the client. What it knows beyond the client's public interface stands in `internals`
  * and is checked at every dial, so that another version fails loudly.
  */
 import {
@@ -32,6 +32,8 @@ export interface DialOptions {
   readonly server: string;
   readonly name: string;
   readonly clock: Clock;
+  /** Prefix of the client's own reply subjects; the bus makes its own and needs none. */
+  readonly inboxPrefix?: string;
   readonly credentials?: NatsCredentials;
   readonly tls?: NonNullable<ConnectionOptions["tls"]>;
   /** The connection ended; called at most once, never after `destroy`. */
@@ -41,6 +43,8 @@ export interface DialOptions {
 }
 
 export interface NatsClient {
+  /** For the parts of the client that the bus does not use. */
+  readonly connection: NatsConnection;
   readonly maxPayloadBytes: number;
   /** True after a loss or `destroy`. */
   readonly over: boolean;
@@ -86,6 +90,7 @@ export async function dialNats(options: DialOptions): Promise<NatsClient> {
     name: options.name,
     ...options.credentials,
     ...(tls ? { tls } : {}),
+    ...(options.inboxPrefix ? { inboxPrefix: options.inboxPrefix } : {}),
     reconnect: false,
     timeout: dialTimeoutMs,
     pingInterval: pingIntervalMs,
@@ -109,6 +114,7 @@ export async function dialNats(options: DialOptions): Promise<NatsClient> {
   void connection.closed().then(() => lost("closed"));
   void watch(connection, lost, options.onError);
   return {
+    connection,
     get over() {
       return over;
     },

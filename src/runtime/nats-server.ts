@@ -14,6 +14,8 @@ export interface NatsServerOptions {
   readonly clock: Clock;
   /** 0 or absent takes a free port. */
   readonly port?: number;
+  /** Keeps streams, in the server's own directory; they outlive a restart, not `stop`. */
+  readonly jetStream?: boolean;
   /** Further lines of the server's config. */
   readonly configText?: string;
 }
@@ -49,7 +51,8 @@ export async function startNatsServer(options: NatsServerOptions): Promise<NatsS
   const dir = await mkdtemp(join(tmpdir(), "tiergrid-nats-"));
   const config = join(dir, "server.conf");
   const listen = `listen: "127.0.0.1:${port}"\n`;
-  await writeFile(config, listen + recommendedConfig + (options.configText ?? ""));
+  const streams = options.jetStream ? `jetstream { store_dir: ${JSON.stringify(dir)} }\n` : "";
+  await writeFile(config, listen + recommendedConfig + streams + (options.configText ?? ""));
   const start = (): Promise<ChildProcess> => spawnServer(options, config, port);
   let child: ChildProcess;
   try {

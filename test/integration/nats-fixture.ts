@@ -18,3 +18,8 @@ export async function natsBinary(): Promise<string> {
 export async function startNats(configText = ""): Promise<NatsServer> {
   return startNatsServer({ binary: await natsBinary(), clock: realClock, configText });
 }
+
+/** A server that keeps streams. */
+export async function startJetStream(): Promise<NatsServer> {
+  return startNatsServer({ binary: await natsBinary(), clock: realClock, jetStream: true });
+}

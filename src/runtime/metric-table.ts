@@ -180,6 +180,17 @@ export const localRouterMetrics = {
   tiergrid_index_resyncs_total: counter("Recoveries of a worker's event stream", ["cause"]),
   tiergrid_kv_event_streams: gauge("Ranks by the state of their event stream", ["state"]),
   tiergrid_kv_events_silent_workers: gauge("Workers that serve but send no KV events"),
+  tiergrid_replica_peers: gauge("Other routers of the pool that tell their bookings"),
+  tiergrid_replica_bookings: gauge("Open bookings of other routers; held: of unknown workers", [
+    "state",
+  ]),
+  tiergrid_replica_messages_total: counter("Changes of bookings between replicas", ["direction"]),
+  tiergrid_replica_dropped_total: counter("Messages of replicas not taken", ["cause"]),
+  tiergrid_replica_resyncs_total: counter("Bookings of a replica asked for as a whole", ["cause"]),
+  tiergrid_replica_delta_age_seconds: histogram(
+    "Age of a replica's oldest change at its arrival, over the fastest message's way",
+    buckets.accept,
+  ),
   tiergrid_kv_prediction_error_tokens: histogram(
     "Distance of predicted and reported cached tokens",
     buckets.isl,
@@ -192,6 +203,9 @@ export const workerMetrics = {
   dynamo_component_kvstats_total_blocks: gauge("Blocks of the engine", ["dp_rank"]),
   dynamo_component_kvstats_gpu_cache_usage_percent: gauge("Share in use, 0 to 1", ["dp_rank"]),
   dynamo_component_kvstats_gpu_prefix_cache_hit_rate: gauge("Prefix hits, 0 to 1", ["dp_rank"]),
+  tiergrid_durable_events_total: counter("KV events for the durable stream", ["outcome"]),
+  tiergrid_durable_appends_total: counter("Messages with KV events the durable stream took"),
+  tiergrid_durable_append_failures_total: counter("Messages with KV events it did not take"),
   tiergrid_stream_orphans_total: counter("Streams whose owner went away"),
   tiergrid_stream_credit_stalls_total: counter("Waits for a slow stream owner"),
 };

@@ -2,7 +2,7 @@
  * KV events from the engine to the routers: numbered, remembered, then published, one message per
  * pass. What is lost on the way is a gap in the numbers, and routers ask for it here.
  *
- *   engine ──events──▶ id ──▶ EventRing ──▶ tg.ev.<namespace>.<inst>.<rank>
+ *   engine ──events──▶ id ──▶ EventRing ──▶ tg.ev.<namespace>.<inst>.<rank>, or the durable stream
  *                                 ▲
  *                                 └── tg.kvq.<inst>.<rank>: ring or dump, in chunks
  */
@@ -17,6 +17,7 @@ import type { U64 } from "../protocol/u64.ts";
 import type { Bus, BusMessage, Subscription } from "../runtime/bus.ts";
 import { publishQuietly } from "../runtime/dispatch-offer.ts";
 import type { RankDigest } from "../runtime/instance-card.ts";
+import type { DurableEvents } from "./durable-events.ts";
 import type { EngineCard, EngineKvEvent } from "./engine.ts";
 import { EventRing } from "./event-ring.ts";
 
@@ -35,6 +36,8 @@ export interface EngineEventsOptions {
   readonly card: Pick<EngineCard, "dpStart" | "dpSize">;
   /** Fault switch: true when the events of this pass get lost on their way to the routers. */
   readonly loses: () => boolean;
+  /** Takes the events instead of the bus. */
+  readonly durable?: DurableEvents | undefined;
 }
 
 export class EngineEvents {
@@ -63,7 +66,11 @@ export class EngineEvents {
       return event;
     });
     if (this.#options.loses()) return;
-    const { bus, namespace, inst } = this.#options;
+    const { bus, namespace, inst, durable } = this.#options;
+    if (durable) {
+      durable.publish(dpRank, events);
+      return;
+    }
     const subject = kvEventSubject(namespace, inst, dpRank);
     for (const part of partsOf(events)) {
       publishQuietly(bus, subject, encodeKvEvents({ ...this.#sourceOf(dpRank), events: part }));
@@ -84,6 +91,7 @@ export class EngineEvents {
   }
 
   close(): void {
+    this.#options.durable?.close();
     for (const subscription of this.#subscriptions) subscription.unsubscribe();
   }
 

@@ -2,6 +2,7 @@
 import type { Clock } from "../base/clock.ts";
 import type { componentMetrics, workerMetrics } from "../runtime/metric-table.ts";
 import type { Metrics } from "../runtime/metrics.ts";
+import type { DurableEvents } from "./durable-events.ts";
 import type { Engine } from "./engine.ts";
 import type { WorkerJobs } from "./worker-jobs.ts";
 
@@ -26,6 +27,19 @@ export function collectWorker(
     orphans.follow(jobs.totals.orphans);
     creditStalls.follow(jobs.totals.creditStalls);
     collectEngine(metrics, engine);
+  });
+}
+
+export function collectDurableEvents(metrics: WorkerMetrics, { totals }: DurableEvents): void {
+  const outcome = (name: string) =>
+    metrics.counter("tiergrid_durable_events_total", { outcome: name });
+  const appends = metrics.counter("tiergrid_durable_appends_total");
+  const failures = metrics.counter("tiergrid_durable_append_failures_total");
+  metrics.onScrape(() => {
+    outcome("appended").follow(totals.events);
+    outcome("dropped").follow(totals.dropped);
+    appends.follow(totals.messages);
+    failures.follow(totals.failures);
   });
 }
 

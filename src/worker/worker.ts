@@ -13,20 +13,22 @@ import { type CancelTimer, type Clock, every, sleep } from "../base/clock.ts";
 import { TiergridError, toTiergridError } from "../base/errors.ts";
 import { type Random, randomId } from "../base/random.ts";
 import type { BlockHasher } from "../protocol/block-hashes.ts";
-import type { EndpointPath } from "../protocol/subjects.ts";
+import { durableEventSubject, type EndpointPath } from "../protocol/subjects.ts";
 import { type Announcer, announce, newEpoch } from "../runtime/announce.ts";
 import type { Bus } from "../runtime/bus.ts";
 import { leaseTiming } from "../runtime/discovery.ts";
+import type { DurableLog } from "../runtime/durable-log.ts";
 import type { Health } from "../runtime/health-server.ts";
 import type { Log } from "../runtime/log.ts";
 import type { EchoGate } from "../runtime/stream-defaults.ts";
+import { createDurableEvents, type DurableEvents } from "./durable-events.ts";
 import type { Engine } from "./engine.ts";
 import { EngineEvents } from "./engine-events.ts";
 import { createLoadReports, type LoadReports } from "./load-reports.ts";
 import { digestBeats, type WorkerState, workerCardOf } from "./worker-card.ts";
 import { serveWorker, type WorkerEndpoints } from "./worker-endpoints.ts";
 import { WorkerJobs } from "./worker-jobs.ts";
-import { collectWorker, type WorkerMetrics } from "./worker-metrics.ts";
+import { collectDurableEvents, collectWorker, type WorkerMetrics } from "./worker-metrics.ts";
 import { noticeTiming } from "./worker-notices.ts";
 
 export interface WorkerOptions {
@@ -46,6 +48,8 @@ export interface WorkerOptions {
   readonly taints?: readonly string[];
   /** Fault switch: true when the KV events of a pass get lost behind the worker. */
   readonly losesKvEvents?: () => boolean;
+  /** Durable mode: KV events go into this log; the caller closes it. */
+  readonly durableLog?: DurableLog | undefined;
 }
 
 export interface Worker {
@@ -144,8 +148,30 @@ function partsOf(options: WorkerOptions): Parts {
     epoch,
     card: engine.card,
     loses: losesKvEvents ?? (() => false),
+    durable: durableOf(options, inst, epoch),
   });
   return { options, inst, epoch, jobs, events, loads, state: "starting" };
+}
+
+function durableOf(options: WorkerOptions, inst: string, epoch: string): DurableEvents | undefined {
+  const { durableLog, clock, endpoint, log, metrics } = options;
+  if (!durableLog) return undefined;
+  const durable = createDurableEvents({
+    log: durableLog,
+    clock,
+    sourceOf: (dpRank) => ({
+      workerId: inst,
+      dpRank,
+      stateSource: epoch,
+      subject: durableEventSubject(endpoint, inst, dpRank),
+    }),
+    onTrouble(error) {
+      if (error) log.warn("KV events wait: the stream takes none", { error: error.message });
+      else log.info("the stream takes KV events again");
+    },
+  });
+  collectDurableEvents(metrics, durable);
+  return durable;
 }
 
 function endpointsOf(parts: Parts): WorkerEndpoints {

@@ -12,6 +12,7 @@ import type { Phase, RequestBody } from "../../src/protocol/requests.ts";
 import type { EndFrame, EngineOutput } from "../../src/protocol/stream-frames.ts";
 import { controlSubject, generateSubject, noticeSubject } from "../../src/protocol/subjects.ts";
 import type { Bus } from "../../src/runtime/bus.ts";
+import type { DurableLog } from "../../src/runtime/durable-log.ts";
 import { silentLog } from "../../src/runtime/log.ts";
 import { createMemoryNetwork, type MemoryNetwork } from "../../src/runtime/memory-bus.ts";
 import { componentMetrics, workerMetrics } from "../../src/runtime/metric-table.ts";
@@ -60,8 +61,9 @@ export function newRig(): Rig {
 export async function addWorker(
   { clock, network }: Rig,
   options: Readonly<Record<string, unknown>> = {},
+  durableLog?: DurableLog,
 ): Promise<RigWorker> {
-  const added = launchWorker({ clock, network }, options);
+  const added = launchWorker({ clock, network }, options, durableLog);
   await clock.runFor(1);
   await added.worker.started;
   return added;
@@ -70,6 +72,7 @@ export async function addWorker(
 export function launchWorker(
   { clock, network }: Pick<Rig, "clock" | "network">,
   options: Readonly<Record<string, unknown>> = {},
+  durableLog?: DurableLog,
 ): RigWorker {
   const random = mulberry32(2 + clock.nowMs());
   const bus = network.connect({ role: "wk" });
@@ -88,6 +91,7 @@ export function launchWorker(
     blockHasher: hasher,
     version: "0.0.0",
     losesKvEvents: () => engine.losesKvEvents(),
+    durableLog,
   });
   return { worker, engine, bus, metrics };
 }

@@ -63,6 +63,14 @@ const routerFlags = {
     group: "Global router",
     help: "Tokens go from the worker straight to the caller.",
   },
+  adminRoutes: {
+    flag: "admin-routes",
+    env: "TIERGRID_ADMIN_ROUTES",
+    type: "boolean",
+    default: true,
+    group: "Global router",
+    help: "Serves /explain and /busy_threshold on the system port.",
+  },
   acceptTimeoutMs: {
     flag: "accept-timeout-ms",
     env: "TIERGRID_ACCEPT_TIMEOUT_MS",

@@ -74,6 +74,7 @@ export async function run({ options }: Given<typeof globalFlags>): Promise<numbe
     health: router.health,
     metrics: metrics.text,
     pages: { "/pools": router.pools },
+    ...(options.adminRoutes && { app: frontend.http.admin }),
     facts: { api: `${server.url}/v1`, model: options.modelName, inst: router.inst },
     drain: async () => {
       watch.stop();

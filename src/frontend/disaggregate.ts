@@ -64,6 +64,16 @@ export interface RunningAnswer {
   resume(): void;
 }
 
+/** A request as each leg sends it; without a prefill result where none is known yet. */
+export function legsOf(mode: ServedModel["mode"], body: RequestBody): [Phase, RequestBody][] {
+  if (mode === "agg") return [["aggregated", body]];
+  const decode = { ...body, router_config_override: decodeOverride };
+  return [
+    ["prefill", prefillBody(body)],
+    ["decode", decode],
+  ];
+}
+
 /** Decode placement goes by load alone: the prompt's blocks arrive by transfer. */
 const decodeOverride = {
   overlap_score_weight: 0,

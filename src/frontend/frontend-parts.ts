@@ -6,6 +6,7 @@ import type { Random } from "../base/random.ts";
 import type { Log } from "../runtime/log.ts";
 import type { StreamOwner } from "../runtime/stream-owner.ts";
 import type { FrontendMetrics } from "./request-record.ts";
+import type { RouteExplainer } from "./route-explainer.ts";
 import type { ModelDirectory } from "./served-model.ts";
 import { keepAliveDefaultMs } from "./sse-writer.ts";
 import type { ModelTokenizer } from "./tokenizer.ts";
@@ -71,9 +72,12 @@ export interface FrontendOptions {
   /** False while the bus is down; requests are then refused at once. */
   readonly busConnected?: () => boolean;
   readonly healthDetails?: () => HealthDetails;
+  /** Where it asks what routers would do; without it those questions answer 501. */
+  readonly explainer?: RouteExplainer;
 }
 
-export interface FrontendParts extends Required<Omit<FrontendOptions, "settings">> {
+export interface FrontendParts extends Required<Omit<FrontendOptions, "settings" | "explainer">> {
+  readonly explainer: RouteExplainer | undefined;
   readonly settings: FrontendSettings;
   readonly encodingOf: (tokenizer: ModelTokenizer) => TextEncoding;
   /** Requests under way by id, each with the way to end it. */

@@ -10,16 +10,19 @@ import type { IncomingMessage, ServerResponse } from "node:http";
 import { RESPONSE_ALREADY_SENT } from "@hono/node-server/utils/response";
 import { TiergridError } from "../base/errors.ts";
 import { randomHex128 } from "../base/random.ts";
+import { explainerOf, explainLegs } from "./admin-api.ts";
 import type { AnswerIdentity, CollectedChoice } from "./answer-format.ts";
 import { createStreamFormat, doneEvent, jsonEvent, unaryBody } from "./answer-format.ts";
 import type { AnswerTools } from "./disaggregate.ts";
 import { errorAnswer } from "./error-body.ts";
 import type { FrontendParts } from "./frontend-parts.ts";
 import { createGeneration, type Generation, type GenerationEvents } from "./generation.ts";
-import { type PreparedRequest, preprocess } from "./preprocess.ts";
+import { checkContentType, prepareRequest, servedModel } from "./prepare-request.ts";
+import type { PreparedRequest } from "./preprocess.ts";
 import { readBody } from "./read-body.ts";
 import type { RequestRecord } from "./request-record.ts";
 import { type ApiKind, type ApiRequest, parseRequest } from "./request-schema.ts";
+import type { RouteExplanation } from "./route-explainer.ts";
 import type { HeaderReader } from "./routing-hints.ts";
 import type { ServedModel } from "./served-model.ts";
 import { nodeTransport, pullTransport } from "./sse-transports.ts";
@@ -62,57 +65,58 @@ export async function answerRequest(exchange: Exchange, parts: FrontendParts): P
   }
   const model = servedModel(request, parts);
   exchange.record.started(model.name, request.body.stream === true);
-  const prepared = await prepare(exchange, parts, request, model);
+  const { prepared, tookMs } = await prepareRequest(exchange, parts, { request, model });
+  exchange.record.tokenized(prepared.promptTokens, tookMs);
   const admitted = { exchange, parts, request, model, prepared };
   exchange.signal.throwIfAborted();
+  if (isQueryOnly(request)) return await queried(admitted);
   return request.body.stream ? await streamed(admitted) : await collected(admitted);
 }
 
-function checkContentType(type: string | undefined): void {
-  if (type !== undefined && /^[^;]*json/i.test(type)) return;
-  const message = `expected content-type application/json, got ${type?.slice(0, 80) ?? "none"}`;
-  throw new TiergridError("unsupported_media_type", message);
-}
-
-function servedModel(request: ApiRequest, parts: FrontendParts): ServedModel {
-  const { body } = request;
-  const model = parts.models.find(body.model);
-  if (!model) {
-    const message = `the model ${JSON.stringify(body.model.slice(0, 128))} does not exist`;
-    throw new TiergridError("model_not_found", message, { param: "model" });
-  }
+/** True for a request that asks only which workers it would get. */
+function isQueryOnly({ body }: ApiRequest): boolean {
   const annotations = body.nvext?.annotations ?? [];
-  if (annotations.some((name) => /^query_instance_id(?::|$)/.test(name))) {
-    throw new TiergridError("not_implemented", "query_instance_id is not built; use explain");
-  }
-  if (!parts.busConnected()) throw new TiergridError("disconnected", "the bus is not connected");
-  if (!model.ready) throw new TiergridError("not_ready", `no worker serves ${model.name} yet`);
-  return model;
+  return annotations.some((name) => /^query_instance_id(?::|$)/.test(name));
 }
 
-async function prepare(
-  exchange: Exchange,
-  parts: FrontendParts,
-  request: ApiRequest,
-  model: ServedModel,
-): Promise<PreparedRequest> {
-  const { clock, metrics } = parts;
-  const tokenizer = parts.tokenizerOf(model.name);
-  const startedMs = clock.nowMs();
-  const prepared = await preprocess(
-    { request, model, requestId: exchange.requestId },
-    {
-      tokenizer,
-      encoding: parts.encodingOf(tokenizer),
-      onTemplate: (durationMs) =>
-        metrics.histogram("dynamo_frontend_template_seconds").observe(durationMs / 1000),
-      nowMs: () => clock.nowMs(),
-      wallMs: () => clock.wallMs(),
-    },
-    exchange.signal,
-  );
-  exchange.record.tokenized(prepared.promptTokens, clock.nowMs() - startedMs);
-  return prepared;
+/** The workers a request would get, as the reference answers `query_instance_id`. */
+async function queried(admitted: Admitted): Promise<Response> {
+  const { exchange, parts, request, model, prepared } = admitted;
+  const [choice] = prepared.choices;
+  if (!choice) throw new TiergridError("internal_error", "a request without a choice");
+  const legs = await explainLegs(explainerOf(parts), model.mode, choice);
+  const nvext = { worker_id: chosenWorkers(legs), token_ids: Array.from(choice.tokens) };
+  const finished = { index: 0, finishReason: "stop", nvext } as const;
+  exchange.record.end();
+  const { headers } = exchange;
+  if (request.body.stream) {
+    const format = createStreamFormat(identityOf(admitted), {
+      includeUsage: false,
+      returnTokenIds: false,
+    });
+    const events = format.finish(finished) + doneEvent;
+    return new Response(events, { headers: { ...sseHeaders, ...headers } });
+  }
+  const { promptTokens } = prepared;
+  const usage = { prompt_tokens: promptTokens, completion_tokens: 0, total_tokens: promptTokens };
+  const collectedChoice = { ...finished, text: "", tokenIds: [] };
+  const body = unaryBody(identityOf(admitted), [collectedChoice], usage, false);
+  return Response.json(body, { headers });
+}
+
+/** Throws what kept a leg from getting a worker. */
+function chosenWorkers(legs: readonly RouteExplanation[]): Record<string, unknown> {
+  const [prefill, decode] = [legs[0], legs.at(-1)].map((leg) => {
+    if (leg?.local?.chosen) return leg.local.chosen;
+    const why = leg?.local_error ?? "no pool takes it";
+    throw new TiergridError("no_endpoints", `no worker would get this request: ${why}`);
+  });
+  return {
+    prefill_worker_id: prefill?.worker_id,
+    prefill_dp_rank: prefill?.dp_rank,
+    decode_worker_id: decode?.worker_id,
+    decode_dp_rank: decode?.dp_rank,
+  };
 }
 
 /** Collects every choice; the status is decided when the last has finished. */

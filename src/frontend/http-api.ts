@@ -6,6 +6,7 @@ import type { HttpBindings } from "@hono/node-server";
 import { type Context, Hono } from "hono";
 import { TiergridError, toTiergridError } from "../base/errors.ts";
 import { randomHex128 } from "../base/random.ts";
+import { createAdminApi } from "./admin-api.ts";
 import { errorAnswer } from "./error-body.ts";
 import { type FrontendOptions, type FrontendParts, frontendDefaults } from "./frontend-parts.ts";
 import { answerRequest, type Exchange } from "./generate-request.ts";
@@ -23,6 +24,8 @@ interface Env {
 
 export interface Frontend {
   readonly app: Hono<Env>;
+  /** What operators ask; served apart from the API. */
+  readonly admin: Hono;
   /** Serves on `port` (0 = any free one); `close` drains running answers. */
   listen(address: { readonly host: string; readonly port: number }): Promise<HttpServer>;
   /** Requests that have not had their last byte. */
@@ -80,6 +83,7 @@ export function createFrontend(options: FrontendOptions): Frontend {
   };
   return {
     app,
+    admin: createAdminApi(parts),
     inflight,
     drain,
     listen: (address) => startHttpServer(app.fetch, address, { parts, drain, inflight, abortAll }),
@@ -101,6 +105,7 @@ function withDefaults(
     },
     busConnected: () => true,
     healthDetails: () => ({ endpoints: [], instances: [], pools: [] }),
+    explainer: undefined,
     ...options,
     settings: { ...frontendDefaults, ...options.settings },
     encodingOf(tokenizer) {

@@ -22,7 +22,12 @@ export interface ModelDirectoryOptions {
   readonly random: Random;
 }
 
-export function createModelDirectory(options: ModelDirectoryOptions): ModelDirectory {
+export interface RouterDirectory extends ModelDirectory {
+  /** Instances of usable global routers of the model. */
+  routers(): readonly string[];
+}
+
+export function createModelDirectory(options: ModelDirectoryOptions): RouterDirectory {
   const created = Math.floor(options.clock.wallMs() / 1000);
   const find = (name: string): ServedModel | undefined => {
     if (name !== options.model) return undefined;
@@ -38,6 +43,10 @@ export function createModelDirectory(options: ModelDirectoryOptions): ModelDirec
       return model ? [model] : [];
     },
     route: () => (avoid) => routeOf(options, avoid),
+    routers: () =>
+      cardsOf(options)
+        .map(({ inst }) => inst)
+        .filter((inst) => options.table.isUsable(inst)),
   };
 }
 

@@ -14,6 +14,7 @@ import type { FrontendSettings, HealthDetails } from "./frontend-parts.ts";
 import { createFrontend, type Frontend } from "./http-api.ts";
 import { createModelDirectory } from "./model-directory.ts";
 import type { FrontendMetrics } from "./request-record.ts";
+import { createRouteExplainer } from "./route-explainer.ts";
 import type { ModelDirectory } from "./served-model.ts";
 import type { ModelTokenizer } from "./tokenizer.ts";
 
@@ -61,6 +62,7 @@ export function startFrontend(options: StartFrontendOptions): RunningFrontend {
     settings,
     busConnected: () => bus.state === "connected",
     ...(tokenizer && { tokenizerOf: () => tokenizer }),
+    explainer: createRouteExplainer({ bus, random, routers: models.routers }),
     healthDetails: () => ({
       ...servingPaths(table.instances()),
       pools: options.pools?.() ?? [],

@@ -5,11 +5,20 @@
  *   pool_info                                      pools, their state, the config in force
  *   explain     a request: what would happen to it, nothing is sent or booked
  *               {"decision_id"}: what happened, for the last 10,000 decisions of this process
+ *   thresholds  {model, …}: the busy thresholds of all pools' local routers, read or changed
+ *
+ * The questions are answered at the instance too (`askSubject`), for what only one process knows.
  */
 import { TiergridError, toTiergridError } from "../base/errors.ts";
 import { decodeDispatch, encodeDispatch } from "../protocol/request-frame.ts";
 import type { Dispatch, Phase } from "../protocol/requests.ts";
-import { type EndpointPath, endpointQueue, endpointSubject } from "../protocol/subjects.ts";
+import {
+  askSubject,
+  type EndpointPath,
+  endpointQueue,
+  endpointSubject,
+  type RouterQuestion,
+} from "../protocol/subjects.ts";
 import type { Bus, BusMessage, Subscription } from "../runtime/bus.ts";
 import { type MicroService, serviceErrorHeaders } from "../runtime/micro-service.ts";
 import {
@@ -37,12 +46,13 @@ export interface ExplainContext extends DecisionContext {
 export function serveQuery(
   context: Pick<ExplainContext, "bus" | "clock">,
   service: MicroService,
-  path: EndpointPath,
+  path: EndpointPath & { readonly inst: string; readonly endpoint: RouterQuestion },
   answer: (message: BusMessage) => unknown,
 ): Subscription {
   const { bus, clock } = context;
+  const { inst, endpoint } = path;
   const subject = endpointSubject(path);
-  const counters = service.addEndpoint({ name: path.endpoint, subject });
+  const counters = service.addEndpoint({ name: endpoint, subject });
   const serve = async (message: BusMessage): Promise<void> => {
     const startedMs = clock.nowMs();
     if (message.reply === undefined) return;
@@ -57,7 +67,65 @@ export function serveQuery(
       bus.publish(message.reply, body, { headers: serviceErrorHeaders(error) });
     }
   };
-  return bus.subscribe(subject, serve, endpointQueue);
+  const both = [
+    bus.subscribe(subject, serve, endpointQueue),
+    bus.subscribe(askSubject("global", inst, endpoint), serve),
+  ];
+  return {
+    unsubscribe() {
+      for (const subscription of both) subscription.unsubscribe();
+    },
+  };
+}
+
+/** Time a local router gets to confirm new thresholds. */
+export const thresholdTimeoutMs = 1_000;
+
+/**
+ * Passes `{model, …thresholds}` to every local router of every pool and answers what each said:
+ * `{model, pools: [{namespace, role, router, …thresholds | error}]}`.
+ */
+export async function passThresholds(
+  { bus, active, model }: Pick<ExplainContext, "bus" | "active" | "model">,
+  { payload }: BusMessage,
+): Promise<object> {
+  const asked = modelOf(payload);
+  if (asked !== model) {
+    throw new TiergridError("model_not_found", `this router serves ${model}, not ${asked}`);
+  }
+  const routers = [...active().roles.values()].flatMap(({ live }) =>
+    live.flatMap(({ namespace, role, routers }) =>
+      routers.map(({ card }) => ({ namespace, role, router: card.inst })),
+    ),
+  );
+  const pools = await Promise.all(
+    routers.map(async (place) => ({
+      ...place,
+      ...(await askThresholds(bus, place.router, payload)),
+    })),
+  );
+  return { model, pools };
+}
+
+async function askThresholds(bus: Bus, inst: string, payload: Uint8Array): Promise<object> {
+  try {
+    const subject = askSubject("local", inst, "thresholds");
+    const reply = await bus.request(subject, payload, { timeoutMs: thresholdTimeoutMs });
+    return JSON.parse(new TextDecoder().decode(reply.payload)) as object;
+  } catch (thrown) {
+    const { code, message } = toTiergridError(thrown);
+    return { error: { code, message } };
+  }
+}
+
+function modelOf(payload: Uint8Array): string {
+  try {
+    const { model } = JSON.parse(new TextDecoder().decode(payload)) as { model?: unknown };
+    if (typeof model === "string") return model;
+  } catch {
+    // The error below says what was expected.
+  }
+  throw new TiergridError("invalid_request", "expected {model, …thresholds} as JSON");
 }
 
 /** The answer of the `explain` endpoint. */

@@ -14,7 +14,12 @@ import type { PoolConfig } from "../config/pool-config.ts";
 import type { SlaDefaults } from "../core/sla-targets.ts";
 import { decodeNotice, type Notice } from "../protocol/notices.ts";
 import type { Dispatch } from "../protocol/requests.ts";
-import { endpointQueue, endpointSubject, noticeSubject } from "../protocol/subjects.ts";
+import {
+  endpointQueue,
+  endpointSubject,
+  noticeSubject,
+  type RouterQuestion,
+} from "../protocol/subjects.ts";
 import { announce, newEpoch } from "../runtime/announce.ts";
 import type { Bus, BusMessage, Subscription } from "../runtime/bus.ts";
 import { watchInstances } from "../runtime/discovery.ts";
@@ -30,6 +35,7 @@ import {
   explainKept,
   explainMessage,
   explainRequest,
+  passThresholds,
   serveQuery,
 } from "./global-endpoints.ts";
 import { createGlobalPolicy, type GlobalRequest, heardQueued } from "./global-policy.ts";
@@ -210,12 +216,15 @@ function serveEndpoints(parts: Parts): Endpoints {
     const receive = (message: BusMessage): void => dispatcher.receive(message, phase);
     subscriptions.push(bus.subscribe(subject, receive, endpointQueue));
   }
-  const info = { namespace, component, endpoint: "pool_info" };
-  const explained = { namespace, component, endpoint: "explain" };
-  subscriptions.push(serveQuery(context, service, info, () => poolInfo(parts)));
-  subscriptions.push(
-    serveQuery(context, service, explained, (message) => explainMessage(context, message)),
-  );
+  const answers: Readonly<Partial<Record<RouterQuestion, (message: BusMessage) => unknown>>> = {
+    pool_info: () => poolInfo(parts),
+    explain: (message) => explainMessage(context, message),
+    thresholds: (message) => passThresholds(context, message),
+  };
+  for (const [endpoint, answer] of Object.entries(answers)) {
+    const path = { namespace, component, inst, endpoint: endpoint as RouterQuestion };
+    subscriptions.push(serveQuery(context, service, path, answer));
+  }
   const notices = bus.subscribe(noticeSubject(inst), ({ payload }) => {
     const notice = readNotice(payload);
     if (notice?.type === "queued") {

@@ -17,7 +17,7 @@ import type { Choice } from "../core/decision.ts";
 import type { BusyThresholds } from "../core/worker-roster.ts";
 import { decodeHashQuestion } from "../protocol/hash-frame.ts";
 import { isObject, shown } from "../protocol/request-body.ts";
-import { thresholdSubject } from "../protocol/subjects.ts";
+import { askSubject } from "../protocol/subjects.ts";
 import type { Bus, Subscription } from "../runtime/bus.ts";
 import type { Prompt } from "./route-query.ts";
 import { refusalError } from "./worker-choice.ts";
@@ -54,7 +54,7 @@ export function adminRoutes(router: Administered): Hono {
 
 /** Answers `POST /busy_threshold` on the bus, addressed to this router alone. */
 export function serveThresholds(bus: Bus, inst: string, router: Administered): Subscription {
-  return bus.subscribe(thresholdSubject(inst), ({ payload, reply }) => {
+  return bus.subscribe(askSubject("local", inst, "thresholds"), ({ payload, reply }) => {
     if (reply === undefined) return;
     let json: object;
     try {

@@ -7,7 +7,7 @@ import type { Clock } from "../base/clock.ts";
 import { TiergridError, toTiergridError } from "../base/errors.ts";
 import type { Decision } from "../core/decision.ts";
 import type { WorkerRoster } from "../core/worker-roster.ts";
-import { endpointQueue, endpointSubject, routeSubject } from "../protocol/subjects.ts";
+import { askSubject, endpointQueue, endpointSubject } from "../protocol/subjects.ts";
 import type { Bus, BusMessage, Subscription } from "../runtime/bus.ts";
 import { type MicroService, serviceErrorHeaders } from "../runtime/micro-service.ts";
 import { decisionJson } from "./decision-json.ts";
@@ -58,7 +58,7 @@ export function serveQuestions(options: QuestionOptions): Subscription[] {
     };
     const subscription = bus.subscribe(subject, onMessage, endpointQueue);
     if (answerer !== routeCall) return [subscription];
-    return [subscription, bus.subscribe(routeSubject(options.inst), onMessage)];
+    return [subscription, bus.subscribe(askSubject("local", options.inst, "route"), onMessage)];
   });
 }
 

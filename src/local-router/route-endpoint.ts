@@ -16,7 +16,7 @@ import { TiergridError } from "../base/errors.ts";
 import { type Random, randomHex128 } from "../base/random.ts";
 import { shown } from "../protocol/request-body.ts";
 import type { RequestBody } from "../protocol/requests.ts";
-import { controlSubject, generateSubject, routeSubject } from "../protocol/subjects.ts";
+import { askSubject, controlSubject, generateSubject } from "../protocol/subjects.ts";
 import type { RouteQuery } from "./route-query.ts";
 import { nothingExcluded, refusalError, type WorkerChoice } from "./worker-choice.ts";
 
@@ -84,7 +84,7 @@ function bookNew(
     cached_tokens: cachedTokens,
     generate_subject: generateSubject("w", workerId),
     control_subject: controlSubject("w", workerId),
-    route_subject: routeSubject(inst),
+    route_subject: askSubject("local", inst, "route"),
   };
 }
 

@@ -1,6 +1,6 @@
 import { expect, it } from "vitest";
 import { adminRoutes } from "../../src/local-router/admin-routes.ts";
-import { thresholdSubject } from "../../src/protocol/subjects.ts";
+import { askSubject } from "../../src/protocol/subjects.ts";
 import { formatU64 } from "../../src/protocol/u64.ts";
 import { blockHasher, blockSize, promptOf, startPool } from "./pool-rig.ts";
 
@@ -65,7 +65,9 @@ it("changes thresholds over the bus too, at the one router that is addressed", a
   const { client, router, settled } = await pool(3);
   const ask = async (json: object): Promise<unknown> => {
     const payload = new TextEncoder().encode(JSON.stringify(json));
-    const request = client.request(thresholdSubject(router.inst), payload, { timeoutMs: 1000 });
+    const request = client.request(askSubject("local", router.inst, "thresholds"), payload, {
+      timeoutMs: 1000,
+    });
     return JSON.parse(new TextDecoder().decode((await settled(request)).payload));
   };
   expect(await ask({ model: "m", active_prefill_tokens_threshold: 7 })).toEqual({

@@ -1,6 +1,6 @@
 import { expect, it } from "vitest";
 import { encodeHashQuestion } from "../../src/protocol/hash-frame.ts";
-import { endpointSubject, routeSubject } from "../../src/protocol/subjects.ts";
+import { askSubject, endpointSubject } from "../../src/protocol/subjects.ts";
 import { formatU64 } from "../../src/protocol/u64.ts";
 import { blockHasher, blockSize, promptOf, startPool } from "./pool-rig.ts";
 
@@ -35,7 +35,7 @@ it("decides and books; prefill and end are marked by the caller, each once", asy
     dp_rank: 0,
     overlap_blocks: 20,
   });
-  expect(routed.route_subject).toBe(routeSubject(router.inst));
+  expect(routed.route_subject).toBe(askSubject("local", router.inst, "route"));
   expect(router.stats.bookings).toBe(1);
   expect(await route({ method: "mark_prefill", request_id: "r1" })).toMatchObject({
     success: true,

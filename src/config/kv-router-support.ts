@@ -8,7 +8,6 @@ const withoutFeature: readonly (keyof KvRouterConfig)[] = [
   "sharedCacheType",
   "sharedCacheMultiplier",
   "durableKvEvents",
-  "routerReplicaSync",
   "routerPrefillLoadModel",
   "routerSnapshotThreshold",
   "routerResetStates",

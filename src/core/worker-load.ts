@@ -114,6 +114,11 @@ export class WorkerLoad {
     return this.#requests.get(key)?.slot;
   }
 
+  /** A live request as it stands: private blocks with its output, prefill tokens still to come. */
+  bookingOf(key: string): Omit<Booking, "nowMs"> | undefined {
+    return this.#requests.get(key);
+  }
+
   /** Makes `slot` bookable, with no load. */
   addHolder(slot: number): void {
     while (slot >= this.#known.length) this.#growHolders();

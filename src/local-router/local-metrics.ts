@@ -111,6 +111,7 @@ export interface Scraped {
   readonly load: WorkerLoad;
   readonly totals: Readonly<DispatcherTotals>;
   readonly openRequests: () => number;
+  readonly ownBookings: () => number;
   readonly workers: () => Iterable<PoolWorker>;
 }
 
@@ -130,7 +131,7 @@ export function collectAtScrape(metrics: LocalMetrics, scraped: Scraped): void {
         metrics.gauge(tokens, labels).set(prefillTokens[slot] ?? 0);
       }
     }
-    metrics.gauge("tiergrid_bookings_active", { role }).set(load.requestCount);
+    metrics.gauge("tiergrid_bookings_active", { role }).set(scraped.ownBookings());
     metrics.counter("dynamo_component_requests_total").follow(totals.received);
     metrics.counter("dynamo_component_cancellation_total").follow(totals.cancelled);
     metrics.gauge("dynamo_component_inflight_requests").set(scraped.openRequests());

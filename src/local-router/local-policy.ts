@@ -15,6 +15,7 @@ import type { Dispatch, HopDecision, RequestBody } from "../protocol/requests.ts
 import { controlSubject, generateSubject } from "../protocol/subjects.ts";
 import type { DispatchEntry, DispatchPolicy, EndCause, Plan } from "../runtime/dispatch-policy.ts";
 import type { LocalMetrics, LocalSeries, WorkerSeries } from "./local-metrics.ts";
+import type { BookingListener } from "./replica-sync.ts";
 import { type PoolRules, type RouteQuery, readRouteQuery } from "./route-query.ts";
 import { refusalError, type WorkerChoice } from "./worker-choice.ts";
 import type { WorkerDirectory } from "./worker-directory.ts";
@@ -42,6 +43,7 @@ export interface LocalPolicyOptions {
   readonly workerSeries: WorkerSeries;
   /** False until the router may serve. */
   readonly serving: () => boolean;
+  readonly bookings: BookingListener;
   /** A worker ended an answer. */
   readonly onAnswered: (workerId: string) => void;
 }
@@ -187,6 +189,7 @@ function firstOutput(policy: Policy, entry: Entry, ttftMs: number, cachedTokens?
   const { series, load, clock, workerSeries } = policy;
   const { workerId, dpRank } = booking.worker;
   load.markPrefillCompleted(booking.key, clock.nowMs());
+  policy.bookings.firstToken(booking.key);
   series.ttft.observe((clock.nowMs() - entry.receivedMs) / 1000);
   workerSeries.firstToken(workerId, dpRank, ttftMs, query.islTokens);
   if (cachedTokens === undefined) return;
@@ -233,6 +236,7 @@ function release(policy: Policy, state: LocalRequest, by: EndCause | "failed"): 
   const { booking } = state;
   if (!booking) return;
   state.booking = undefined;
+  policy.bookings.freed(booking.key);
   const freed = policy.load.free(booking.key, policy.clock.nowMs());
   if (freed === "ok") policy.metrics.counter("tiergrid_bookings_freed_total", { by }).add();
 }

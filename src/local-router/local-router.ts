@@ -16,7 +16,7 @@ import { mulberry32, type Random, randomId, randomU32 } from "../base/random.ts"
 import { updateBusyThresholds } from "../config/busy-thresholds.ts";
 import { subscribesToKvEvents } from "../config/kv-router-config.ts";
 import { choiceTables } from "../core/decision.ts";
-import { type IndexMode, type IndexStats, KvIndex } from "../core/kv-index.ts";
+import { createKvIndex, type IndexMode, type IndexStats } from "../core/kv-index.ts";
 import { defaultLoadLimits, WorkerLoad } from "../core/worker-load.ts";
 import { type BusyThresholds, WorkerRoster } from "../core/worker-roster.ts";
 import type { EndpointPath } from "../protocol/subjects.ts";
@@ -39,6 +39,14 @@ import {
 import { createLocalPolicy, type LocalRequest } from "./local-policy.ts";
 import { startPresence } from "./local-presence.ts";
 import { createRecoveryQuery } from "./recovery-query.ts";
+import type { PeerCounts } from "./replica-peers.ts";
+import {
+  type BookingListener,
+  nobodyListens,
+  type ReplicaSync,
+  startReplicaSync,
+} from "./replica-sync.ts";
+import type { CallerBookings } from "./route-endpoint.ts";
 import { type PoolRules, readRouteQuery } from "./route-query.ts";
 import { type SilenceCheck, startSilenceCheck } from "./silence-check.ts";
 import { createWorkerChoice, nothingExcluded, type WorkerChoice } from "./worker-choice.ts";
@@ -95,6 +103,8 @@ export interface LocalStats {
   /** Distinct (block, holder) pairs booked. */
   readonly bookedBlocks: number;
   readonly index: IndexStats | undefined;
+  /** The pool's other routers and their bookings, which are among `bookings`. */
+  readonly replicas: PeerCounts | undefined;
   /** Ranks by the state of their event stream. */
   readonly streams: HolderStates | undefined;
 }
@@ -115,12 +125,16 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
   const tables = createTables(options);
   const { roster, load, overlap, directory, silence } = tables;
   const series = localSeries(metrics);
-  const choice = choiceOf(options, tables, series);
+  const sync = options.config.routerReplicaSync
+    ? startReplicaSync({ ...options, inst, load, directory })
+    : undefined;
+  const bookings: BookingListener = sync ?? nobodyListens;
+  const choice = choiceOf(options, tables, series, bookings);
   const serving = servingLatch(options, directory);
   const perWorker = workerSeries(metrics, options.role);
   const { namespace } = endpoint;
   const policy = createLocalPolicy({
-    ...{ inst, namespace, clock, metrics, series, serving, choice, load, directory },
+    ...{ inst, namespace, clock, metrics, series, serving, choice, load, directory, bookings },
     rules: options,
     workerSeries: perWorker,
     onAnswered: (workerId) => silence?.ended(workerId),
@@ -130,13 +144,13 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
     ...{ ...options, inst, roster, choice, directory, serving, dispatcher },
     followsEvents: overlap !== undefined,
     pending: () => ({ count: 0, islTokens: 0 }),
-    bookings: {
-      prefilled: (key) => load.markPrefillCompleted(key, clock.nowMs()) === "ok",
-      freed: (key) => load.free(key, clock.nowMs()) === "ok",
-    },
+    bookings: callerBookings(options, load, bookings),
   });
   directory.listen({
-    added: perWorker.registered,
+    added(worker) {
+      perWorker.registered(worker);
+      sync?.workerAdded(worker);
+    },
     removed(worker) {
       dispatcher.workerGone(worker.inst);
       perWorker.removed(worker);
@@ -149,11 +163,12 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
   const { entries, totals } = dispatcher;
   const openRequests = (): number => entries.size;
   const workers = () => directory.workers.values();
-  const scraped = { clock, role: options.role, load, totals };
+  const ownBookings = (): number => load.requestCount - (sync?.counts().booked ?? 0);
+  const scraped = { clock, role: options.role, load, totals, ownBookings };
   collectAtScrape(metrics, { ...scraped, openRequests, workers });
   if (overlap && silence) collectEventsAtScrape(metrics, { ...overlap, silence });
   const cancelSweep = every(clock, defaultLoadLimits.staleCheckMs, () =>
-    sweepBookings(options, load, dispatcher),
+    sweepBookings(options, load, dispatcher, sync),
   );
   return {
     inst,
@@ -167,6 +182,7 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
         bookings: load.requestCount,
         bookedBlocks: load.sharedBlockCount,
         index: overlap?.index.stats(),
+        replicas: sync?.counts(),
         streams: overlap?.intake.holderStates(),
       };
     },
@@ -179,7 +195,25 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
       thresholds.unsubscribe();
       presence.end();
       dispatcher.close();
+      sync?.close();
       closeTables(tables);
+    },
+  };
+}
+
+function callerBookings(
+  { clock }: LocalRouterOptions,
+  load: WorkerLoad,
+  { firstToken, freed }: BookingListener,
+): CallerBookings {
+  return {
+    prefilled(key) {
+      firstToken(key);
+      return load.markPrefillCompleted(key, clock.nowMs()) === "ok";
+    },
+    freed(key) {
+      freed(key);
+      return load.free(key, clock.nowMs()) === "ok";
     },
   };
 }
@@ -190,7 +224,7 @@ function createTables(options: LocalRouterOptions): Tables {
   const load = new WorkerLoad(random);
   let overlap: OverlapTables | undefined;
   if (subscribesToKvEvents(config)) {
-    const index = new KvIndex({ mode: indexMode, random, chain: blockHasher.chain });
+    const index = createKvIndex({ mode: indexMode, random, chain: blockHasher.chain });
     const query = createRecoveryQuery(bus, clock);
     const intake = createEventIntake({ index, clock, query });
     const digests = startDigestCheck({
@@ -241,6 +275,7 @@ function choiceOf(
   { clock, random }: LocalRouterOptions,
   { roster, load, directory, overlap }: Tables,
   series: LocalSeries,
+  bookings: BookingListener,
 ): WorkerChoice {
   const context = {
     clock,
@@ -248,6 +283,7 @@ function choiceOf(
     tables: choiceTables(roster, load),
     directory,
     index: overlap?.index,
+    onBooked: bookings.added,
     onTimes(matchMs: number, totalMs: number): void {
       series.matchMs.observe(matchMs);
       series.schedulingMs.observe(totalMs - matchMs);
@@ -278,12 +314,15 @@ function sweepBookings(
   { clock, metrics, log }: LocalRouterOptions,
   load: WorkerLoad,
   { entries }: Dispatcher<LocalRequest>,
+  sync: ReplicaSync | undefined,
 ): void {
   const nowMs = clock.nowMs();
   for (const { state } of entries.values()) {
     if (state.booking) load.touch(state.booking.key, nowMs);
   }
+  sync?.touch(nowMs);
   const stale = load.expireStale(nowMs);
+  for (const key of stale) sync?.freed(key);
   if (stale.length === 0) return;
   metrics.counter("tiergrid_bookings_freed_total", { by: "stale" }).add(stale.length);
   log.warn("stale bookings freed", { count: stale.length, first: stale[0] });

@@ -9,6 +9,7 @@ import {
   type Choice,
   type ChoiceRequest,
   type ChoiceTables,
+  type ChosenWorker,
   chooseAndBook,
   type Decision,
   explain,
@@ -25,6 +26,8 @@ export interface ChoiceContext {
   readonly tables: ChoiceTables;
   readonly directory: WorkerDirectory;
   readonly index: KvIndex | undefined;
+  /** Told of every booking that `choose` makes. */
+  readonly onBooked: (key: string, worker: ChosenWorker) => void;
   /** Told how long a choice's match, and all of it, took. */
   readonly onTimes: (matchMs: number, totalMs: number) => void;
 }
@@ -78,6 +81,7 @@ export function createWorkerChoice(context: ChoiceContext, askRandom: Random): W
         chooseAndBook(tables, { ...request, constraints }, random),
       );
       onTimes(matchedMs - startMs, clock.nowMs() - startMs);
+      if (choice.outcome === "chosen") context.onBooked(key, choice);
       return choice;
     },
     ask(query, excluded) {

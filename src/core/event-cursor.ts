@@ -57,6 +57,22 @@ export class EventCursor {
     return this.#buffer.size;
   }
 
+  /** The process life whose events were applied; "" = not told. */
+  get stateSource(): string {
+    return this.#stateSource;
+  }
+
+  /** Nothing is missing up to `last`, as far as this cursor knows. */
+  get settled(): boolean {
+    return this.last !== null && !this.#inFlight && !this.degraded;
+  }
+
+  /** Goes on behind `last` of the process life `stateSource`, as a snapshot tells. */
+  resume(last: number, stateSource: string): void {
+    this.last = last;
+    this.#stateSource = stateSource;
+  }
+
   /** The worker can be asked: restore unless that is done or under way. */
   onDiscovered(): CursorAction[] {
     return this.last === null && !this.#inFlight ? [this.#query(undefined)] : [];

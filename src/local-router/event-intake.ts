@@ -66,6 +66,10 @@ export interface EventIntake {
   /** A worker's rank can be asked: its blocks are restored unless they are known. */
   onDiscovered(holder: HolderKey, expectedBlocks?: number): void;
   onEvents(batch: KvEventBatch): void;
+  /** Ranks and where they stand, for snapshots. */
+  ranks(): Iterable<EventRank>;
+  /** The rank, made if it is new; undefined beyond the index's maximum. */
+  rankOf(holder: HolderKey, expectedBlocks: number): EventRank | undefined;
   /** The rank in `slot` holds other blocks than the index says: ask its worker for everything. */
   onMismatch(slot: number): void;
   /** Forgets one rank at once. */
@@ -79,9 +83,12 @@ export interface EventIntake {
   close(): void;
 }
 
-interface Holder extends HolderKey {
+export interface EventRank extends HolderKey {
   readonly slot: number;
   readonly cursor: EventCursor;
+}
+
+interface Holder extends EventRank {
   eventsHeard: number;
   recovery: Recovery | undefined;
   restoreAfterMs: number;
@@ -132,6 +139,8 @@ export function createEventIntake(options: EventIntakeOptions): EventIntake {
         }
       }
     },
+    ranks: () => intake.holders.values(),
+    rankOf: (key, expectedBlocks) => holderOf(intake, key, expectedBlocks),
     onMismatch(slot) {
       for (const holder of intake.holders.values()) {
         if (holder.slot !== slot) continue;

@@ -15,6 +15,7 @@ import type { Dispatch, HopDecision, RequestBody } from "../protocol/requests.ts
 import { controlSubject, generateSubject } from "../protocol/subjects.ts";
 import type { DispatchEntry, DispatchPolicy, EndCause, Plan } from "../runtime/dispatch-policy.ts";
 import type { LocalMetrics, LocalSeries, WorkerSeries } from "./local-metrics.ts";
+import { isQueryOnly } from "./query-only.ts";
 import type { BookingListener } from "./replica-sync.ts";
 import { type PoolRules, type RouteQuery, readRouteQuery } from "./route-query.ts";
 import { refusalError, type WorkerChoice } from "./worker-choice.ts";
@@ -92,6 +93,10 @@ export function createLocalPolicy(options: LocalPolicyOptions): DispatchPolicy<L
 
 function admit(policy: Policy, { envelope, body, tokens }: Dispatch): LocalRequest {
   if (!policy.serving()) throw new TiergridError("not_ready", "Router not initialized");
+  if (isQueryOnly(body)) {
+    const message = "query_instance_id dispatches nothing: ask the endpoint itself, or explain";
+    throw new TiergridError("invalid_request", message, { field: "annotations" });
+  }
   const startMs = policy.clock.nowMs();
   const query = readRouteQuery(policy.rules, { phase: envelope.phase, body, prompt: { tokens } });
   policy.series.hashingMs.observe(policy.clock.nowMs() - startMs);

@@ -10,6 +10,7 @@ import type { CardState, InstanceCard } from "../runtime/instance-card.ts";
 import { startMicroService } from "../runtime/micro-service.ts";
 import { type QuestionOptions, routerComponent, serveQuestions } from "./local-endpoints.ts";
 import type { LocalRequest } from "./local-policy.ts";
+import { answersQueryOnly } from "./query-only.ts";
 import type { PoolRules } from "./route-query.ts";
 import type { WorkerDirectory } from "./worker-directory.ts";
 
@@ -18,6 +19,8 @@ export interface PresenceOptions
     Omit<QuestionOptions, "service" | "rules" | "namespace" | "indexMode"> {
   /** True when the pool's KV events are followed. */
   readonly followsEvents: boolean;
+  /** True when blocks are predicted from the prompts sent. */
+  readonly predicts: boolean;
   readonly indexMode?: IndexMode | undefined;
   readonly endpoint: { readonly namespace: string };
   readonly version: string;
@@ -53,13 +56,16 @@ export function startPresence(options: PresenceOptions): Presence {
   const service = startMicroService({ bus, clock, ...identity, metadata: { namespace, role } });
   const subject = endpointSubject({ namespace, component: routerComponent, endpoint: generate });
   const counters = service.addEndpoint({ name: generate, subject });
-  const indexMode = options.followsEvents ? "events" : "off";
+  const eventless = options.predicts ? "approximate" : "off";
+  const indexMode = options.followsEvents ? "events" : eventless;
   const subscriptions = [
     bus.subscribe(
       subject,
       (message) => {
         counters.count(0);
-        dispatcher.receive(message, role);
+        if (!answersQueryOnly({ ...options, rules: options }, message)) {
+          dispatcher.receive(message, role);
+        }
       },
       endpointQueue,
     ),

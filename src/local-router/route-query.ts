@@ -52,13 +52,9 @@ export type Prompt =
       readonly localHashes: Uint32Array;
     };
 
-/** Throws `invalid_request` naming the field; `not_implemented` for a query-only request. */
+/** Throws `invalid_request` naming the field. */
 export function readRouteQuery(rules: PoolRules, request: RouteRequest): RouteQuery {
   const { body, prompt, phase } = request;
-  if (body.annotations?.some(isQueryOnly)) {
-    const message = "query_instance_id is not supported; ask best_worker_id or explain";
-    throw new TiergridError("not_implemented", message);
-  }
   const override = overrideOf(body);
   const { blockSize, policy, role, config } = rules;
   const { islTokens, blocks, sequence } = hashesOf(rules, body, prompt);
@@ -104,10 +100,6 @@ function hashesOf(
     mmInfos: media.mmInfos,
   });
   return { islTokens: tokens.length, blocks, sequence };
-}
-
-function isQueryOnly(annotation: string): boolean {
-  return annotation === "query_instance_id" || annotation.startsWith("query_instance_id:");
 }
 
 function overrideOf(body: RequestBody): RouterConfigOverride {

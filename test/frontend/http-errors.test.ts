@@ -155,7 +155,7 @@ it("413: a body over the limit; 415: another media type", async () => {
   });
 });
 
-it("501: known routes that are not built, and query_instance_id", async () => {
+it("501: known routes that are not built, and query_instance_id without routers to ask", async () => {
   const fleet = fleetOf();
   const notBuilt: Expected = {
     status: 501,

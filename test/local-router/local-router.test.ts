@@ -2,7 +2,7 @@ import { expect, it } from "vitest";
 import { encodeLoadSample } from "../../src/protocol/load-sample.ts";
 import type { Receipt } from "../../src/protocol/requests.ts";
 import { encodeControl } from "../../src/protocol/stream-control.ts";
-import { controlSubject, loadSubject } from "../../src/protocol/subjects.ts";
+import { controlSubject, endpointSubject, loadSubject } from "../../src/protocol/subjects.ts";
 import { blockSize, configOf, promptOf, startPool } from "./pool-rig.ts";
 
 const instOf = (receipt: Receipt): string => {
@@ -337,7 +337,45 @@ it("refuses overrides, ids and query-only requests it cannot honour", async () =
   expect(await send(promptOf(1, 2), id).receipt).toMatchObject({ code: "invalid_request" });
   const annotations = ["query_instance_id:"];
   const asked = await send(promptOf(1, 2), { annotations }).receipt;
-  expect(asked).toMatchObject({ code: "not_implemented" });
+  expect(asked).toMatchObject({ code: "invalid_request", details: { field: "annotations" } });
+});
+
+it("tells a plain client of the public endpoint which worker it would get, and books nothing", async () => {
+  const { router, worker, clock, client } = startPool(19);
+  worker("1");
+  worker("2").cache(promptOf(1, 4));
+  await clock.runFor(100);
+  const frames: unknown[] = [];
+  const inbox = `${client.inboxPrefix}.q`;
+  client.subscribe(inbox, ({ payload }) => {
+    frames.push(JSON.parse(new TextDecoder().decode(payload)));
+  });
+  const subject = endpointSubject({ namespace: "pool", component: "router", endpoint: "generate" });
+  const ask = (json: object): void => {
+    const token_ids = Array.from(promptOf(1, 4));
+    const payload = new TextEncoder().encode(JSON.stringify({ token_ids, ...json }));
+    client.publish(subject, payload, { reply: inbox });
+  };
+  ask({ annotations: ["query_instance_id:"] });
+  await clock.runFor(50);
+  const worker_id = {
+    prefill_worker_id: "2",
+    prefill_dp_rank: 0,
+    decode_worker_id: "2",
+    decode_dp_rank: 0,
+  };
+  const token_ids = Array.from(promptOf(1, 4));
+  expect(frames).toMatchObject([
+    {
+      type: "end",
+      total: 0,
+      rest: { token_ids: [], disaggregated_params: { worker_id, token_ids } },
+    },
+  ]);
+  ask({ annotations: ["query_instance_id"], routing: { backend_instance_id: 9 } });
+  await clock.runFor(50);
+  expect(frames[1]).toMatchObject({ type: "error", code: "no_endpoints" });
+  expect(router.stats).toMatchObject({ openRequests: 0, bookings: 0 });
 });
 
 it("routes by load alone when overlap does not count, and subscribes to no events", async () => {

@@ -2,7 +2,8 @@
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import { mulberry32 } from "../src/base/random.ts";
-import { type ChainHashes, type IndexMode, KvIndex } from "../src/core/kv-index.ts";
+import { createKvIndex } from "../src/core/create-kv-index.ts";
+import type { ChainHashes, IndexMode, KvIndex } from "../src/core/kv-index.ts";
 import { loadBlockHasher } from "../src/protocol/block-hashes.ts";
 import { RadixTree } from "./baselines/radix-tree.ts";
 import { type BenchRow, medianRatio, quantile } from "./bench-row.ts";
@@ -146,7 +147,7 @@ function bytesPerPair(workload: Workload, mode: IndexMode, chain: ChainHashes) {
 }
 
 function newIndex(mode: IndexMode, chain: ChainHashes): KvIndex {
-  const index = new KvIndex({ mode, random: mulberry32(1), chain });
+  const index = createKvIndex({ mode, random: mulberry32(1), chain });
   for (let worker = 0; worker < 64; worker++) index.holder(String(worker), 0);
   return index;
 }

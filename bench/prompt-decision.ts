@@ -8,8 +8,9 @@
  */
 import type { Random } from "../src/base/random.ts";
 import { mulberry32, randomInt } from "../src/base/random.ts";
+import { createKvIndex } from "../src/core/create-kv-index.ts";
 import { type ChoiceTables, choiceTables, chooseAndBook } from "../src/core/decision.ts";
-import { KvIndex } from "../src/core/kv-index.ts";
+import type { KvIndex } from "../src/core/kv-index.ts";
 import type { CostWeights } from "../src/core/worker-cost.ts";
 import { WorkerLoad } from "../src/core/worker-load.ts";
 import { WorkerRoster } from "../src/core/worker-roster.ts";
@@ -137,7 +138,7 @@ function oursSide(
   weights: CostWeights,
   random: Random,
 ): Side {
-  const index = new KvIndex({ mode: "identity", random, chain: hasher.chain });
+  const index = createKvIndex({ mode: "identity", random, chain: hasher.chain });
   const tables = choiceTables(new WorkerRoster(), new WorkerLoad(random));
   for (let slot = 0; slot < workers; slot++) {
     index.holder(String(slot), 0);

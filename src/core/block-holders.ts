@@ -21,7 +21,7 @@ const tableSlotsMin = 1024;
 export class BlockHolders {
   readonly table: LaneTable;
   readonly sets: HolderSets;
-  readonly #bitsMax: number;
+  readonly #retiredMax: number;
   #bits = 0;
   readonly #freeBits: number[] = [];
   #slotOfBit: Int32Array = new Int32Array(32);
@@ -32,11 +32,11 @@ export class BlockHolders {
   #sweeping: number[] = [];
   #sweepMask: Uint32Array = new Uint32Array(1);
 
-  /** `bitsMax` above the number of holders lets bits wait for their pass. */
-  constructor(random: Random, bitsMax: number, setWordsMax?: number) {
+  /** Up to `retiredMax` bits wait for a pass over the table. */
+  constructor(random: Random, retiredMax: number, setWordsMax?: number) {
     this.table = new LaneTable(3, tableSlotsMin, random);
     this.sets = new HolderSets(random, setWordsMax);
-    this.#bitsMax = bitsMax;
+    this.#retiredMax = retiredMax;
   }
 
   /** Adds a bit to the block's set: 1 = added, 0 = was in it, `setsFull`. Room was reserved. */
@@ -53,11 +53,6 @@ export class BlockHolders {
     sets.retain(after);
     if (before !== 0) sets.release(before);
     return 1;
-  }
-
-  has(bit: number, lo: number, hi: number): boolean {
-    const set = this.table.get(lo, hi);
-    return set !== 0 && this.sets.has(set, bit);
   }
 
   /** Takes a bit out of the block's set; false when it was not in it. */
@@ -91,9 +86,12 @@ export class BlockHolders {
     return blocks;
   }
 
-  /** A bit for a holder slot. Finishes the pass at once when every bit is taken or waits. */
-  takeBit(slot: number): number {
-    if (this.#freeBits.length === 0 && this.#bits >= this.#bitsMax) {
+  /**
+   * A bit for a holder slot; `live` = `match` sees it. Finishes the pass at once when as many bits
+   * wait for it as the pool may have holders.
+   */
+  takeBit(slot: number, live: boolean): number {
+    if (this.#freeBits.length === 0 && this.#retired.length >= this.#retiredMax) {
       while (this.maintain(Number.POSITIVE_INFINITY));
     }
     const bit = this.#freeBits.pop() ?? this.#bits++;
@@ -106,7 +104,7 @@ export class BlockHolders {
     }
     this.sets.reserveBits(this.#bits);
     this.#slotOfBit[bit] = slot;
-    this.setLive(bit, true);
+    this.setLive(bit, live);
     return bit;
   }
 

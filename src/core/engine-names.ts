@@ -30,33 +30,34 @@ export class EngineNames {
   ownLo = 0;
   ownHi = 0;
 
-  readonly #table: LaneTable;
+  /** Engine hash -> own key lo, hi. */
+  readonly table: LaneTable;
   readonly #replaced = new Map<string, Replaced>();
 
   constructor(slots: number, random: Random) {
-    this.#table = new LaneTable(4, slots, random);
+    this.table = new LaneTable(4, slots, random);
   }
 
   get bytes(): number {
-    return this.#table.bytes;
+    return this.table.bytes;
   }
 
   get count(): number {
-    return this.#table.count;
+    return this.table.count;
   }
 
   /** Makes room for `names` more; offsets become invalid. */
   reserve(names: number): void {
     if (this.#replaced.size >= replacedMax) this.#purge();
-    this.#table.reserve(names);
+    this.table.reserve(names);
   }
 
   /** Offset of a name, with `ownLo` and `ownHi` set to what it names; -1 = unknown. */
   find(lo: number, hi: number): number {
-    const at = this.#table.find(lo, hi);
+    const at = this.table.find(lo, hi);
     if (at >= 0) {
-      this.ownLo = this.#table.words[at + 2]!;
-      this.ownHi = this.#table.words[at + 3]!;
+      this.ownLo = this.table.words[at + 2]!;
+      this.ownHi = this.table.words[at + 3]!;
     }
     return at;
   }
@@ -70,23 +71,23 @@ export class EngineNames {
 
   /** Adds a name that is absent; reserved before. */
   insert(lo: number, hi: number, ownLo: number, ownHi: number): number {
-    const at = this.#table.insert(lo, hi);
-    this.#table.words[at + 2] = ownLo;
-    this.#table.words[at + 3] = ownHi;
+    const at = this.table.insert(lo, hi);
+    this.table.words[at + 2] = ownLo;
+    this.table.words[at + 3] = ownHi;
     return at;
   }
 
   /** Points the name at `at` to another block; its old block loses it. */
   repoint(at: number, ownLo: number, ownHi: number): void {
     this.#leave(at);
-    this.#table.words[at + 2] = ownLo;
-    this.#table.words[at + 3] = ownHi;
+    this.table.words[at + 2] = ownLo;
+    this.table.words[at + 3] = ownHi;
   }
 
   /** Deletes the name at `at`. */
   removeAt(at: number): void {
     this.#leave(at);
-    this.#table.removeAt(at);
+    this.table.removeAt(at);
   }
 
   /** The name at `at` is the current one of its block, which was (`wasHeld`) or was not held. */
@@ -105,7 +106,7 @@ export class EngineNames {
   }
 
   #purge(): void {
-    const table = this.#table;
+    const table = this.table;
     table.migrate(Number.POSITIVE_INFINITY);
     const names: number[] = [];
     for (let at = 0; at < table.words.length; at += 4) {
@@ -129,10 +130,10 @@ export class EngineNames {
   }
 
   #ownText(at: number): string {
-    return `${this.#table.words[at + 3]}:${this.#table.words[at + 2]}`;
+    return `${this.table.words[at + 3]}:${this.table.words[at + 2]}`;
   }
 
   #nameText(at: number): string {
-    return `${this.#table.words[at + 1]}:${this.#table.words[at]}`;
+    return `${this.table.words[at + 1]}:${this.table.words[at]}`;
   }
 }

@@ -173,6 +173,11 @@ export class LaneTable {
     return (this.words[offset + 1]! ^ this.#secretHi) >>> 0;
   }
 
+  /** Whether the slot at `offset` has no key. */
+  isFree(offset: number): boolean {
+    return (this.words[offset]! | this.words[offset + 1]!) === 0;
+  }
+
   #storedLo(lo: number, hi: number): number {
     const a = lo ^ this.#secretLo;
     const b = hi ^ this.#secretHi;

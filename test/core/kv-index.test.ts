@@ -1,7 +1,8 @@
 import fc from "fast-check";
 import { expect, it } from "vitest";
 import { mulberry32, type Random, randomInt, randomU32 } from "../../src/base/random.ts";
-import { type IndexMode, KvIndex } from "../../src/core/kv-index.ts";
+import { createKvIndex } from "../../src/core/create-kv-index.ts";
+import type { IndexMode, KvIndex } from "../../src/core/kv-index.ts";
 import { loadBlockHasher } from "../../src/protocol/block-hashes.ts";
 import { readU64Decimal, type U64 } from "../../src/protocol/u64.ts";
 import vectors from "../golden/radix.json" with { type: "json" };
@@ -59,7 +60,7 @@ function applyScriptEvent(index: KvIndex, event: ScriptEvent): string {
 it.each(vectors.scripts as unknown as { name: string; steps: ScriptStep[] }[])(
   "$name",
   ({ steps }) => {
-    const index = new KvIndex({ mode: "opaque", random: mulberry32(7), chain });
+    const index = createKvIndex({ mode: "opaque", random: mulberry32(7), chain });
     const holders = new Set<string>();
     const nonZero = (countOf: (slot: number) => number): Record<string, number> => {
       const found: Record<string, number> = {};
@@ -179,7 +180,7 @@ class Scenario {
     this.mode = mode;
     this.naming = mode === "identity" ? (_, path) => nameOfSequence(path) : naming;
     this.shape = shapes[shape]!;
-    this.index = new KvIndex({ mode, random: this.random, chain, holdersMax });
+    this.index = createKvIndex({ mode, random: this.random, chain, holdersMax });
   }
 
   step(): void {
@@ -268,7 +269,7 @@ it.each(scenarios)("$mode index = paths per holder: $shape, $naming names", (row
 });
 
 it("a block held under a new name forgets the old one", () => {
-  const index = new KvIndex({ mode: "opaque", random: mulberry32(1), chain });
+  const index = createKvIndex({ mode: "opaque", random: mulberry32(1), chain });
   const slot = index.holder("1", 0);
   expect(index.store(slot, undefined, lanes(["1", "100"]))).toBe("ok");
   expect(index.store(slot, undefined, lanes(["1", "101"]))).toBe("ok");
@@ -279,7 +280,7 @@ it("a block held under a new name forgets the old one", () => {
 });
 
 it("replaced names are purged before they pile up", () => {
-  const index = new KvIndex({ mode: "opaque", random: mulberry32(1), chain });
+  const index = createKvIndex({ mode: "opaque", random: mulberry32(1), chain });
   const slot = index.holder("1", 0);
   for (let block = 1; block <= 6000; block++) {
     index.store(slot, undefined, lanes([String(block), String(2 * block)]));
@@ -295,13 +296,13 @@ it("replaced names are purged before they pile up", () => {
 
 it("refuses the holder, the block and the set beyond their maximum", () => {
   const options = { mode: "opaque" as const, random: mulberry32(1), chain };
-  const few = new KvIndex({ ...options, holdersMax: 2, blocksMax: 2 });
+  const few = createKvIndex({ ...options, holdersMax: 2, blocksMax: 2 });
   expect([few.holder("a", 0), few.holder("b", 0), few.holder("c", 0)]).toEqual([0, 1, -1]);
   expect(few.store(0, undefined, lanes(["1", "1", "2", "2"]))).toBe("ok");
   expect(few.store(0, undefined, lanes(["3", "3"]))).toBe("capacity");
   expect(few.size).toBe(2);
 
-  const noSets = new KvIndex({ ...options, setWordsMax: 3 });
+  const noSets = createKvIndex({ ...options, setWordsMax: 3 });
   for (const worker of ["a", "b", "c"]) noSets.holder(worker, 0);
   expect(noSets.store(0, undefined, lanes(["1", "1"]))).toBe("ok");
   expect(noSets.store(1, undefined, lanes(["2", "1"]))).toBe("ok");
@@ -311,7 +312,7 @@ it("refuses the holder, the block and the set beyond their maximum", () => {
 });
 
 it("cleared holders get new bits until the pass over the table gives them back", () => {
-  const index = new KvIndex({ mode: "identity", random: mulberry32(3), chain, holdersMax: 3 });
+  const index = createKvIndex({ mode: "identity", random: mulberry32(3), chain, holdersMax: 3 });
   const depths = new Int32Array(3);
   for (let round = 0; round < 50; round++) {
     const slot = index.holder(`w${round % 3}`, 0);
@@ -325,7 +326,7 @@ it("cleared holders get new bits until the pass over the table gives them back",
 });
 
 it("grows in slices without losing a block", () => {
-  const index = new KvIndex({ mode: "identity", random: mulberry32(5), chain });
+  const index = createKvIndex({ mode: "identity", random: mulberry32(5), chain });
   const random = mulberry32(6);
   const slots = [index.holder("a", 0), index.holder("b", 0)];
   const keys = Uint32Array.from({ length: 2 * 50_000 }, () => randomU32(random));

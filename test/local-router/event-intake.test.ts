@@ -1,7 +1,7 @@
 import { expect, it } from "vitest";
 import { ManualClock } from "../../src/base/clock.ts";
 import { mulberry32 } from "../../src/base/random.ts";
-import { KvIndex } from "../../src/core/kv-index.ts";
+import { createKvIndex } from "../../src/core/create-kv-index.ts";
 import {
   attemptsMax,
   createEventIntake,
@@ -16,7 +16,7 @@ const { chain } = await loadBlockHasher();
 
 function fleet(query?: RecoveryQuery) {
   const clock = new ManualClock();
-  const index = new KvIndex({ mode: "opaque", random: mulberry32(1), chain });
+  const index = createKvIndex({ mode: "opaque", random: mulberry32(1), chain });
   const rings = new Map<string, EventRing>();
   const ringOf = (workerId: string): EventRing => {
     const ring = rings.get(workerId) ?? new EventRing({ workerId, chain, random: mulberry32(2) });

@@ -1,6 +1,6 @@
 import { expect, it } from "vitest";
 import { mulberry32, randomInt } from "../../src/base/random.ts";
-import { KvIndex } from "../../src/core/kv-index.ts";
+import { createKvIndex } from "../../src/core/create-kv-index.ts";
 import { decodeKvEvents } from "../../src/protocol/kv-event-frame.ts";
 import type { KvEvent, KvEventBatch } from "../../src/protocol/kv-events.ts";
 import { decodeKvAnswer, encodeKvQuery, type KvAnswer } from "../../src/protocol/kv-query.ts";
@@ -99,7 +99,7 @@ it("tells routers exactly what each rank has cached, live, by ring and by dump",
     const ring = await recover(rig, one, events.length - 5, dpRank);
     expect(ring).toEqual({ type: "events", events: events.slice(-5) });
     // A router that restores from the dump has as many blocks as the worker.
-    const index = new KvIndex({ mode: "identity", random: mulberry32(1), chain: hasher.chain });
+    const index = createKvIndex({ mode: "identity", random: mulberry32(1), chain: hasher.chain });
     const slot = index.holder(one.worker.inst, dpRank, 60);
     for (const event of dump.events) {
       if (event.type === "stored") index.store(slot, event.parent, event.blocks);

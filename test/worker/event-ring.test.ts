@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { expect, it } from "vitest";
 import { mulberry32, randomInt } from "../../src/base/random.ts";
-import { KvIndex } from "../../src/core/kv-index.ts";
+import { createKvIndex } from "../../src/core/create-kv-index.ts";
 import { loadBlockHasher } from "../../src/protocol/block-hashes.ts";
 import type { KvEvent } from "../../src/protocol/kv-events.ts";
 import { formatU64, readU64Decimal, type U64 } from "../../src/protocol/u64.ts";
@@ -146,7 +146,7 @@ it("a dump rebuilds what a router has, and the digests agree", () => {
   fc.assert(
     fc.property(fc.array(fc.integer(), { maxLength: 150 }), (seeds) => {
       const ring = ringOf();
-      const index = new KvIndex({ mode: "opaque", random: mulberry32(2), chain });
+      const index = createKvIndex({ mode: "opaque", random: mulberry32(2), chain });
       const live = index.holder("live", 0);
       const rebuilt = index.holder("rebuilt", 0);
       seeds.forEach((seed, id) => {

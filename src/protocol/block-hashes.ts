@@ -10,12 +10,13 @@
  * block has no hash.
  */
 import { TiergridError } from "../base/errors.ts";
-import type { BlockMmInfo } from "./mm-hash.ts";
+import { type FastCore, loadFastCore } from "../base/fast-core.ts";
+import type { BlockMmInfo, MmObject } from "./mm-hash.ts";
 import type { U64 } from "./u64.ts";
 import { compareU64 } from "./u64.ts";
-import type { Xxh3 } from "./xxh3.ts";
-import { loadXxh3 } from "./xxh3.ts";
-import { hashesMax, inputBytesMax } from "./xxh3-layout.ts";
+import { hashesMax, inputBytesMax, type Xxh3 } from "./xxh3.ts";
+import { createFastXxh3 } from "./xxh3-fast.ts";
+import { createPlainXxh3 } from "./xxh3-plain.ts";
 
 export interface BlockHashOptions {
   /** Empty or absent = the base model. */
@@ -53,11 +54,18 @@ export interface BlockHasher {
 const blockSeed = 1337;
 const loraSeed = 0;
 const saltSeed = 1;
+/** Tokens are hashed in runs that stay in the nearest caches. */
+const runBytesMax = 64 * 1024;
 const hexDigest = /^[0-9a-f]{64}$/i;
 
-/** Starts the hasher of a process; instances share nothing. */
+/** A hasher on the fast core where that can be had; instances share nothing. */
 export async function loadBlockHasher(): Promise<BlockHasher> {
-  const xxh3 = await loadXxh3();
+  return createBlockHasher((await loadFastCore("auto")).core);
+}
+
+/** A hasher on an instance of its own of the fast core; `undefined` = in TypeScript. */
+export function createBlockHasher(core: FastCore | undefined): BlockHasher {
+  const xxh3 = core ? createFastXxh3(core) : createPlainXxh3();
   return {
     hashBlocks: (tokens, blockSize, options = {}) => hashBlocks(xxh3, tokens, blockSize, options),
     chain: (hashes, from, to) => chain(xxh3, hashes, from, to),
@@ -80,64 +88,61 @@ function hashBlocks(
   const extra = options.eagle ? 1 : 0;
   const blocks = blockSize > 0 ? Math.max(0, Math.floor((tokens.length - extra) / blockSize)) : 0;
   const local = new Uint32Array(2 * blocks);
+  const sequence = new Uint32Array(2 * blocks);
   const windowTokens = blockSize + extra;
   if (blocks > 0) {
     if (4 * windowTokens > inputBytesMax) throw tooLong(4 * windowTokens);
     const seed = seedOf(xxh3, options);
     xxh3.seed(seed.lo, seed.hi);
-    hashWindows(xxh3, tokens, { blockSize, windowTokens }, local);
-    if (options.mmInfos)
-      hashMmBlocks(xxh3, tokens, { blockSize, windowTokens }, local, options.mmInfos);
   }
-  const sequence = local.slice();
-  chain(xxh3, sequence, 1, blocks);
+  const run = { blockSize, windowTokens, mmInfos: options.mmInfos };
+  const fits = Math.max(1, Math.floor((runBytesMax / 4 - extra) / blockSize));
+  for (let first = 0; first < blocks; first += fits) {
+    const count = Math.min(fits, blocks - first);
+    hashRun(xxh3, tokens, run, first, count);
+    const words = 2 * count;
+    local.set(xxh3.output.subarray(2, 2 + words), 2 * first);
+    if (first > 0) xxh3.output.set(sequence.subarray(2 * first - 2, 2 * first));
+    xxh3.chain(first > 0 ? 1 : 2, count + 1);
+    sequence.set(xxh3.output.subarray(2, 2 + words), 2 * first);
+  }
   return { blocks, local, sequence };
 }
 
-interface Window {
+interface Run {
   readonly blockSize: number;
   readonly windowTokens: number;
+  readonly mmInfos: readonly BlockMmInfo[] | undefined;
 }
 
-/** Hashes every block without its objects, as many at a time as the input area holds. */
-function hashWindows(xxh3: Xxh3, tokens: Uint32Array, window: Window, local: Uint32Array): void {
-  const { blockSize, windowTokens } = window;
-  const fits = Math.floor((inputBytesMax / 4 - windowTokens) / blockSize) + 1;
-  const blocks = local.length / 2;
-  for (let first = 0; first < blocks; first += fits) {
-    const count = Math.min(fits, blocks - first);
-    const start = first * blockSize;
-    xxh3.inputWords.set(tokens.subarray(start, start + (count - 1) * blockSize + windowTokens));
-    xxh3.windows(count, 4 * windowTokens, 4 * blockSize);
-    local.set(xxh3.output.subarray(0, 2 * count), 2 * first);
-  }
-}
-
-/** Hashes the blocks that have objects again, with the objects' hashes behind the tokens. */
-function hashMmBlocks(
-  xxh3: Xxh3,
-  tokens: Uint32Array,
-  window: Window,
-  local: Uint32Array,
-  mmInfos: readonly BlockMmInfo[],
-): void {
-  const { blockSize, windowTokens } = window;
-  const blocks = Math.min(local.length / 2, mmInfos.length);
-  for (let block = 0; block < blocks; block++) {
+/** Local hashes of blocks [first, first + count) to output entries from 1. */
+function hashRun(xxh3: Xxh3, tokens: Uint32Array, run: Run, first: number, count: number): void {
+  const { blockSize, windowTokens, mmInfos } = run;
+  const start = first * blockSize;
+  xxh3.inputWords.set(tokens.subarray(start, start + (count - 1) * blockSize + windowTokens));
+  xxh3.windows(count, 4 * windowTokens, 4 * blockSize);
+  if (!mmInfos) return;
+  const end = Math.min(first + count, mmInfos.length);
+  for (let block = first; block < end; block++) {
     const objects = mmInfos[block]?.mmObjects;
     if (!objects || objects.length === 0) continue;
-    const bytes = 4 * windowTokens + 8 * objects.length;
-    if (bytes > inputBytesMax) throw tooLong(bytes);
-    const start = block * blockSize;
-    xxh3.inputWords.set(tokens.subarray(start, start + windowTokens));
-    let word = windowTokens;
-    for (const { lo, hi } of objects.map((object) => object.mmHash).sort(compareU64)) {
-      xxh3.inputWords[word++] = lo;
-      xxh3.inputWords[word++] = hi;
-    }
-    xxh3.windows(1, bytes, 0);
-    local.set(xxh3.output.subarray(0, 2), 2 * block);
+    const from = block * blockSize;
+    const bytes = putMmBlock(xxh3, tokens.subarray(from, from + windowTokens), objects);
+    xxh3.one(bytes, block - first + 1);
   }
+}
+
+/** Puts a block's tokens and the hashes of its objects, ascending, into the input; its bytes. */
+function putMmBlock(xxh3: Xxh3, window: Uint32Array, objects: readonly MmObject[]): number {
+  const bytes = 4 * window.length + 8 * objects.length;
+  if (bytes > inputBytesMax) throw tooLong(bytes);
+  xxh3.inputWords.set(window);
+  let word = window.length;
+  for (const { lo, hi } of objects.map((object) => object.mmHash).sort(compareU64)) {
+    xxh3.inputWords[word++] = lo;
+    xxh3.inputWords[word++] = hi;
+  }
+  return bytes;
 }
 
 function tooLong(bytes: number): TiergridError {
@@ -180,6 +185,6 @@ function hashText(xxh3: Xxh3, text: string, seed: number): U64 {
   if (bytes.length > inputBytesMax) throw tooLong(bytes.length);
   xxh3.inputBytes.set(bytes);
   xxh3.seed(seed, 0);
-  xxh3.windows(1, bytes.length, 0);
+  xxh3.one(bytes.length, 0);
   return { lo: xxh3.output[0] ?? 0, hi: xxh3.output[1] ?? 0 };
 }

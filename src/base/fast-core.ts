@@ -1,0 +1,65 @@
+/**
+ * The fast core: the sources of `assembly/` as one WebAssembly module, which `npm run build` and
+ * `npm ci` write to `dist/core.wasm`. Each instance has its own memory; instances share nothing.
+ *
+ * A TypeScript implementation of everything the module does serves where it is missing.
+ */
+import { readFile } from "node:fs/promises";
+import { TiergridError } from "./errors.ts";
+
+export const coreChoices = ["auto", "wasm", "ts"] as const;
+/** `auto`: the module, or TypeScript where it cannot be had. */
+export type CoreChoice = (typeof coreChoices)[number];
+
+export interface FastCore {
+  instantiate(): CoreExports;
+}
+
+export interface CoreLoad {
+  /** `undefined` = TypeScript. */
+  readonly core: FastCore | undefined;
+  /** Why `auto` does without the module. */
+  readonly fallback: string | undefined;
+}
+
+/** Addresses and sizes are in bytes; memory may grow in a call, which detaches views made before. */
+export interface CoreExports {
+  readonly memory: { readonly buffer: ArrayBuffer };
+  /** Address of a zeroed region, a multiple of 16; 0 when memory is at its limit. */
+  allocate(bytes: number): number;
+  seedHashes(lo: number, hi: number): void;
+  hashWindows(
+    input: number,
+    count: number,
+    windowBytes: number,
+    strideBytes: number,
+    local: number,
+  ): void;
+  chainHashes(from: number, to: number): void;
+}
+
+/** From `src/base` and from `dist/base` alike. */
+const modulePath: URL = new URL("../../dist/core.wasm", import.meta.url);
+
+/** Loads the module. Throws `config_invalid` when `wasm` is asked for and cannot be had. */
+export async function loadFastCore(choice: CoreChoice, path: URL = modulePath): Promise<CoreLoad> {
+  if (choice === "ts") return { core: undefined, fallback: undefined };
+  try {
+    const module = await engine.WebAssembly.compile(await readFile(path));
+    const instantiate = (): CoreExports => new engine.WebAssembly.Instance(module).exports;
+    return { core: { instantiate }, fallback: undefined };
+  } catch (thrown) {
+    const fallback = thrown instanceof Error ? thrown.message : String(thrown);
+    if (choice === "auto") return { core: undefined, fallback };
+    const message = `TIERGRID_CORE=wasm: ${fallback}; \`npm run build\` makes the module`;
+    throw new TiergridError("config_invalid", message);
+  }
+}
+
+/** What of the global `WebAssembly` is used; the Node types declare it as types only. */
+const engine = globalThis as unknown as {
+  readonly WebAssembly: {
+    compile(bytes: Uint8Array): Promise<object>;
+    readonly Instance: new (module: object) => { readonly exports: CoreExports };
+  };
+};

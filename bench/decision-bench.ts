@@ -96,6 +96,7 @@ function selectionRow(
   const costs = new Float64Array(workers);
   const scratch = new Float64Array(workers);
   const input: CostInput = {
+    nowMs: 0,
     islTokens,
     blockSize,
     trackedBlocks: Math.ceil(islTokens / blockSize),

@@ -8,10 +8,12 @@
  * The scratch columns belong to the tables and are overwritten by each call.
  */
 import type { Random } from "../base/random.ts";
-import type { CostInput, CostMode, CostTerms, CostWeights, OverlapColumns } from "./worker-cost.ts";
+import type { CostTerms } from "./cost-terms.ts";
+import { type LatencyBook, latencyObserver } from "./latency-book.ts";
+import { type LatencyCostOptions, latencyCost } from "./latency-cost.ts";
+import type { CostInput, CostMode, CostWeights, OverlapColumns } from "./worker-cost.ts";
 import {
   blocksCost,
-  cachedTokensOf,
   effectiveOverlapOf,
   potentialDecodeBlocksOf,
   potentialPrefillTokensOf,
@@ -58,6 +60,14 @@ export interface ChoiceRequest {
   readonly preferredTaints?: ReadonlyMap<string, number> | undefined;
   /** Expected duration of the prefill for its decay; absent = unknown. */
   readonly expectedPrefillMs?: number | undefined;
+  /** Sequence hashes of the prompt's full blocks; absent = `sequence`. */
+  readonly promptHashes?: Uint32Array | undefined;
+  readonly expectedOutputTokens?: number | undefined;
+  /**
+   * Take the best fit to this target (TTFT; ITL on decode workers) instead of the lowest cost. Only
+   * in cost mode `latency`.
+   */
+  readonly fitTargetMs?: number | undefined;
   readonly settings: ChoiceSettings;
 }
 
@@ -102,6 +112,9 @@ export interface DecisionCandidate {
 /** The whole choice, for people and for `explain`. */
 export interface Decision {
   readonly policy: WorkerPolicy;
+  readonly costMode: CostMode["name"];
+  /** Set when candidates were compared by their fit to it. */
+  readonly fitTargetMs: number | undefined;
   readonly temperature: number;
   readonly islTokens: number;
   readonly requiredBlocks: number;
@@ -117,6 +130,8 @@ export interface ChoiceTables {
   readonly load: WorkerLoad;
   readonly scratch: ChoiceScratch;
   readonly costMode: CostMode;
+  /** In cost mode `latency`: the queues it prices by. */
+  readonly latency?: LatencyBook;
 }
 
 /** Columns that one choice needs, reused by all of them. */
@@ -126,6 +141,7 @@ export class ChoiceScratch {
   pickWeights: Float64Array = new Float64Array(0);
   taintPull: Float64Array = new Float64Array(0);
   shared: Int32Array = new Int32Array(0);
+  pendingPrefix: Int32Array = new Int32Array(0);
   /** Round-robin turns taken. */
   turns = 0;
 
@@ -137,12 +153,25 @@ export class ChoiceScratch {
     this.pickWeights = new Float64Array(slots);
     this.taintPull = new Float64Array(slots);
     this.shared = new Int32Array(slots);
+    this.pendingPrefix = new Int32Array(slots);
   }
 }
 
 /** Tables of one pool in `blocks` cost mode. */
 export function choiceTables(roster: WorkerRoster, load: WorkerLoad): ChoiceTables {
   return { roster, load, scratch: new ChoiceScratch(), costMode: blocksCost };
+}
+
+/** Tables of one pool in `latency` cost mode; from here on its book follows `load`. */
+export function latencyChoiceTables(
+  roster: WorkerRoster,
+  load: WorkerLoad,
+  options: LatencyCostOptions,
+): ChoiceTables {
+  const { book } = options;
+  load.observe(latencyObserver(book));
+  const costMode = latencyCost(options);
+  return { roster, load, scratch: new ChoiceScratch(), costMode, latency: book };
 }
 
 /**
@@ -170,6 +199,8 @@ export function chooseAndBook(
     sequence: request.sequence,
     privateBlocks: request.privateBlocks,
     prefillTokens: trackPrefillTokens ? Math.max(request.islTokens - choice.cachedTokens, 0) : 0,
+    cachedTokens: choice.cachedTokens,
+    promptHashes: request.promptHashes,
     expectedPrefillMs: request.expectedPrefillMs ?? 0,
   });
   return booked === "ok" ? choice : { outcome: "refused", code: "booking_failed" };
@@ -205,7 +236,7 @@ function choose(
     dpRank: roster.dpRankAt(slot),
     requiredBlocks: Math.ceil(request.islTokens / input.blockSize),
     overlapBlocks: Math.floor(effectiveOverlapOf(input, slot) + 0.5),
-    cachedTokens: cachedTokensOf(input, slot),
+    cachedTokens: tables.costMode.cachedTokens(input, slot),
     potentialDecodeBlocks: potentialDecodeBlocksOf(input, slot),
     cost: scratch.costs[picked]!,
     candidateCount: found,
@@ -213,7 +244,7 @@ function choose(
   };
 }
 
-/** A pinned request takes its worker's cheapest rank, whatever policy and temperature. */
+/** A pinned request takes its worker's cheapest rank, and a target its best fit, in any policy. */
 function pick(
   scratch: ChoiceScratch,
   count: number,
@@ -222,7 +253,8 @@ function pick(
 ): number {
   const { policy, temperature } = request.settings;
   const pinned = request.constraints.pinnedWorkerId !== undefined;
-  if (pinned) return pickLowest(scratch.costs, count, random);
+  const hasTarget = request.fitTargetMs !== undefined;
+  if (pinned || hasTarget) return pickLowest(scratch.costs, count, random);
   switch (policy) {
     case "random":
       return pickRandom(count, random);
@@ -235,11 +267,13 @@ function pick(
 }
 
 function costInput(tables: ChoiceTables, request: ChoiceRequest): CostInput {
-  const { roster, load, scratch } = tables;
+  const { roster, load, scratch, latency } = tables;
   const { settings, sequence } = request;
   scratch.cover(roster.order.length);
   load.sharedPrefix(sequence, scratch.shared);
+  latency?.pendingPrefix(request.promptHashes ?? sequence, scratch.pendingPrefix);
   return {
+    nowMs: request.nowMs,
     islTokens: request.islTokens,
     blockSize: settings.blockSize,
     trackedBlocks: (sequence.length >> 1) + request.privateBlocks,
@@ -254,6 +288,9 @@ function costInput(tables: ChoiceTables, request: ChoiceRequest): CostInput {
     },
     shared: scratch.shared,
     taintPull: taintPull(tables, request),
+    pendingPrefix: latency ? scratch.pendingPrefix : undefined,
+    expectedOutputTokens: request.expectedOutputTokens,
+    fitTargetMs: request.fitTargetMs,
   };
 }
 
@@ -297,12 +334,14 @@ function describe(
     // Candidates keep the order of the roster.
     const own = priced < count && scratch.candidates[priced] === slot ? terms[priced++] : undefined;
     const whyNot = own ? null : (roster.whyNot(slot, request.constraints, input.load) ?? null);
-    candidates.push(describeSlot(roster, input, slot, { whyNot, terms: own ?? null }));
+    candidates.push(describeSlot(tables, input, slot, { whyNot, terms: own ?? null }));
   }
   const costs = terms.map(({ cost }) => cost).filter(Number.isFinite);
   const lowestCost = costs.length > 0 ? costs.reduce((low, cost) => Math.min(low, cost)) : null;
   return {
     policy: request.settings.policy,
+    costMode: tables.costMode.name,
+    fitTargetMs: request.fitTargetMs,
     temperature: request.settings.temperature,
     islTokens: request.islTokens,
     requiredBlocks: Math.ceil(request.islTokens / input.blockSize),
@@ -314,7 +353,7 @@ function describe(
 }
 
 function describeSlot(
-  roster: WorkerRoster,
+  { roster, costMode }: ChoiceTables,
   input: CostInput,
   slot: number,
   verdict: Pick<DecisionCandidate, "whyNot" | "terms">,
@@ -323,7 +362,7 @@ function describeSlot(
     workerId: roster.workerAt(slot)!.workerId,
     dpRank: roster.dpRankAt(slot),
     overlapBlocks: Math.floor(effectiveOverlapOf(input, slot) + 0.5),
-    cachedTokens: cachedTokensOf(input, slot),
+    cachedTokens: costMode.cachedTokens(input, slot),
     potentialPrefillTokens: potentialPrefillTokensOf(input, slot),
     potentialDecodeBlocks: potentialDecodeBlocksOf(input, slot),
     activeRequests: input.load.activeRequests[slot]!,

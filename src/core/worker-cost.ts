@@ -10,6 +10,7 @@
  * The form is the one of Dynamo's KV router; with credit 1, scale w and device overlap only it
  * equals the older `w * potential prefill blocks + potential decode blocks`.
  */
+import type { BlocksTerms, CostTerms } from "./cost-terms.ts";
 
 export interface CostWeights {
   /** 0..1: how much of the device overlap is taken off the prefill. */
@@ -40,6 +41,7 @@ export interface LoadColumns {
 }
 
 export interface CostInput {
+  readonly nowMs: number;
   readonly islTokens: number;
   readonly blockSize: number;
   /** Blocks the request would hold in the book; 0 when active blocks are not tracked. */
@@ -54,10 +56,18 @@ export interface CostInput {
   readonly shared: Int32Array;
   /** Sum of the weights of the preferred taints that the slot's worker has, if any are asked. */
   readonly taintPull?: Float64Array | undefined;
+  /** Blocks of the prompt that prompts queued on the slot begin with; `latency` mode. */
+  readonly pendingPrefix?: Int32Array | undefined;
+  readonly expectedOutputTokens?: number | undefined;
+  /** Price by best fit to this target instead of by cost; `latency` mode. */
+  readonly fitTargetMs?: number | undefined;
 }
 
 /** A way to price candidates (slots), the first `count` of `candidates`. */
 export interface CostMode {
+  readonly name: "blocks" | "latency";
+  /** Prompt tokens that the slot need not compute. */
+  cachedTokens(input: CostInput, slot: number): number;
   /**
    * Writes the cost of `candidates[i]` into `costs[i]` and answers how many are not finite. No
    * allocation per candidate.
@@ -67,19 +77,10 @@ export interface CostMode {
   terms(input: CostInput, candidates: Int32Array, count: number): readonly CostTerms[];
 }
 
-/** The terms of one candidate, for explanations. */
-export interface CostTerms {
-  readonly rawPrefillBlocks: number;
-  readonly creditDecay: number;
-  readonly overlapCreditBlocks: number;
-  readonly potentialDecodeBlocks: number;
-  readonly activeRequestTerm: number;
-  readonly taintFactor: number;
-  readonly cost: number;
-}
-
 /** `blocks` mode. */
 export const blocksCost: CostMode = {
+  name: "blocks",
+  cachedTokens: cachedTokensOf,
   price(input, candidates, count, costs) {
     const { overlap, weights, load, shared } = input;
     const special = overlap.hostExt || overlap.diskExt || overlap.sharedBeyond || input.taintPull;
@@ -132,10 +133,11 @@ function priceByTerms(
   return nonFinite;
 }
 
-function termsOf(input: CostInput, slot: number, least: number): CostTerms {
+function termsOf(input: CostInput, slot: number, least: number): BlocksTerms {
   const creditDecay = creditDecayOf(input, slot, least);
   const overlapCreditBlocks = overlapCreditOf(input, slot, creditDecay);
   return {
+    mode: "blocks",
     rawPrefillBlocks: rawPrefillBlocksOf(input, slot),
     creditDecay,
     overlapCreditBlocks,
@@ -224,7 +226,7 @@ function activeRequestTermOf(input: CostInput, slot: number): number {
   return decodeActiveRequestWeight * input.load.activeRequests[slot]!;
 }
 
-function taintFactorOf(input: CostInput, slot: number): number {
+export function taintFactorOf(input: CostInput, slot: number): number {
   return input.taintPull ? Math.exp(-Math.tanh(input.taintPull[slot]!)) : 1;
 }
 

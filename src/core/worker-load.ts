@@ -50,8 +50,20 @@ export interface Booking {
   readonly privateBlocks: number;
   /** Prompt tokens that are not cached; 0 when prefill is not tracked. */
   readonly prefillTokens: number;
+  /** Prompt tokens that are; absent = unknown. */
+  readonly cachedTokens?: number | undefined;
+  /** Sequence hashes of the prompt when `sequence` tracks others, or none. */
+  readonly promptHashes?: Uint32Array | undefined;
   /** Expected duration of this prefill; 0 = unknown, no decay. */
   readonly expectedPrefillMs: number;
+}
+
+/** Told of every change of a booking, before the columns follow. */
+export interface LoadObserver {
+  added(booking: Booking): void;
+  /** `cachedTokens`: what the engine found cached, if it said so. */
+  prefillCompleted(key: string, nowMs: number, cachedTokens?: number): void;
+  freed(key: string, nowMs: number): void;
 }
 
 interface BookedRequest {
@@ -88,12 +100,18 @@ export class WorkerLoad {
   #decayed = new Float64Array(holdersAtStart);
   #decaying = 0;
   #checkedAtMs = 0;
+  #observer: LoadObserver | undefined;
 
   constructor(random: Random, limits: LoadLimits = defaultLoadLimits) {
     this.#limits = limits;
     this.#blocks = new LiveBlocks(limits.blocksMax, random, (slot, blocks, before, after) =>
       this.#reweigh(slot, blocks, before, after),
     );
+  }
+
+  /** At most one observer, from before the first booking. */
+  observe(observer: LoadObserver): void {
+    this.#observer = observer;
   }
 
   get requestCount(): number {
@@ -141,6 +159,7 @@ export class WorkerLoad {
     if (this.#known[slot] !== 1) return "worker_not_found";
     if (this.#requests.size >= this.#limits.requestsMax) return "capacity";
     if (!this.#blocks.hasRoom(sequence.length >> 1)) return "capacity";
+    this.#observer?.added(booking);
     const request: BookedRequest = {
       key,
       slot,
@@ -163,9 +182,10 @@ export class WorkerLoad {
   }
 
   /** The first token is back; a second mark changes nothing. */
-  markPrefillCompleted(key: string, nowMs: number): LoadOutcome {
+  markPrefillCompleted(key: string, nowMs: number, cachedTokens?: number): LoadOutcome {
     const request = this.#requests.get(key);
     if (!request) return "request_not_found";
+    this.#observer?.prefillCompleted(key, nowMs, cachedTokens);
     request.activeAtMs = nowMs;
     if (request.prefillTokens > 0) this.#leavePrefill(request, nowMs);
     return "ok";
@@ -207,6 +227,7 @@ export class WorkerLoad {
     const request = this.#requests.get(key);
     if (!request) return "request_not_found";
     const { slot } = request;
+    this.#observer?.freed(key, nowMs);
     if (request.prefillTokens > 0) this.#leavePrefill(request, nowMs);
     this.#blocks.release(request.sequence, slot);
     this.#reweigh(slot, 1, request.privateWeight, 0);

@@ -1,4 +1,5 @@
 /** A worker choice as people and the global router read it: snake_case, ids as decimal strings. */
+import type { CostTerms } from "../core/cost-terms.ts";
 import type { Choice, Decision, DecisionCandidate } from "../core/decision.ts";
 import { softmaxWeights } from "../core/worker-pick.ts";
 
@@ -7,6 +8,8 @@ export function decisionJson(decision: Decision): Record<string, unknown> {
   const chances = probabilities(decision);
   return {
     policy: decision.policy,
+    cost_mode: decision.costMode,
+    ...(decision.fitTargetMs === undefined ? {} : { fit_target_ms: decision.fitTargetMs }),
     temperature: decision.temperature,
     isl_tokens: decision.islTokens,
     required_blocks: decision.requiredBlocks,
@@ -33,15 +36,39 @@ function candidateJson(candidate: DecisionCandidate): Record<string, unknown> {
     potential_decode_blocks: candidate.potentialDecodeBlocks,
     active_requests: candidate.activeRequests,
     cost: terms ? terms.cost : null,
-    terms: terms && {
-      raw_prefill_blocks: terms.rawPrefillBlocks,
-      credit_decay: terms.creditDecay,
-      overlap_credit_blocks: terms.overlapCreditBlocks,
-      potential_decode_blocks: terms.potentialDecodeBlocks,
-      active_request_term: terms.activeRequestTerm,
-      taint_factor: terms.taintFactor,
-    },
+    terms: terms && termsJson(terms),
   };
+}
+
+function termsJson(terms: CostTerms): Record<string, number> {
+  switch (terms.mode) {
+    case "blocks":
+      return {
+        raw_prefill_blocks: terms.rawPrefillBlocks,
+        credit_decay: terms.creditDecay,
+        overlap_credit_blocks: terms.overlapCreditBlocks,
+        potential_decode_blocks: terms.potentialDecodeBlocks,
+        active_request_term: terms.activeRequestTerm,
+        taint_factor: terms.taintFactor,
+      };
+    case "latency":
+      return {
+        uncached_tokens: terms.uncachedTokens,
+        head_progress_tokens: terms.progressTokens,
+        queued_tokens: terms.queuedTokens,
+        passes: terms.passes,
+        prefill_ms: terms.prefillMs,
+        own_prefill_ms: terms.ownPrefillMs,
+        tier_ms: terms.tierMs,
+        decode_step_ms: terms.decodeStepMs,
+        decode_step_with_request_ms: terms.itlMs,
+        predicted_ttft_ms: terms.ttftMs,
+        decode_harm_ms: terms.harmMs,
+        kv_penalty_ms: terms.fullMs,
+        taint_factor: terms.taintFactor,
+        cost_ms: terms.costMs,
+      };
+  }
 }
 
 function choiceJson(choice: Choice): Record<string, unknown> {
@@ -59,8 +86,9 @@ function choiceJson(choice: Choice): Record<string, unknown> {
 }
 
 /** Chance of each candidate under softmax; undefined where none is sampled. */
-function probabilities({ candidates, policy, temperature }: Decision): number[] | undefined {
-  if (policy !== "blocks" || temperature === 0) return undefined;
+function probabilities(decision: Decision): number[] | undefined {
+  const { candidates, policy, temperature, fitTargetMs } = decision;
+  if (policy !== "blocks" || temperature === 0 || fitTargetMs !== undefined) return undefined;
   const costs = Float64Array.from(candidates, ({ terms }) => terms?.cost ?? Number.NaN);
   const weights = new Float64Array(costs.length);
   const total = softmaxWeights(costs, costs.length, temperature, weights);

@@ -53,6 +53,7 @@ function inputOf(
     islTokens: request.isl_tokens,
     blockSize: request.block_size,
     trackedBlocks: 0,
+    nowMs: 0,
     trackPrefillTokens: request.track_prefill_tokens !== false,
     decodeOnly: request.worker_type === "decode",
     weights,
@@ -129,6 +130,7 @@ it("explains a cost by the terms that gave it", () => {
   const weights = weightsOf({ overlap_score_credit_decay: 1 });
   const input = inputOf(request as GoldenRequest, weights, workers as readonly GoldenWorker[]);
   expect(blocksCost.terms(input, Int32Array.of(0, 1, 2), 3)[0]).toEqual({
+    mode: "blocks",
     rawPrefillBlocks: 30,
     creditDecay: 1 / 3,
     overlapCreditBlocks: (1 / 3) * 10,

@@ -1,0 +1,233 @@
+/**
+ * Cost mode `latency`: what a request would cost on each holder, in milliseconds; lower wins.
+ *
+ *   u         prompt tokens to compute, own ones that are not cached
+ *   x         u and the tokens still queued before it, of which the running pass has done a part
+ *   prefill   floor(x / M) full passes and the rest of one, sharing the queue's attention work
+ *   T         prefill + passes * d + slow tiers         predicted time to the first token
+ *   own       prefill of u alone                        what it delays and evicts of others'
+ *   harm      (d' - d) * (n + 1) * O + d' * O           its share in everybody's decoding
+ *   full      10000 * max(0, use of KV memory - 0.9)
+ *   cost      T + externality * own + decodeHarm * harm + kvUsage * full
+ *
+ * d and d' are decode steps without and with the request. Prefill workers decode nothing: d = 0 and
+ * no harm. Decode workers compute no prompt: T = d', harm counts in full. Under a target the score
+ * of `best-fit.ts` stands in for the cost. Everything is O(1) per holder after the match.
+ */
+import { bestFitScore } from "./best-fit.ts";
+import type { LatencyTerms } from "./cost-terms.ts";
+import type { LatencyBook } from "./latency-book.ts";
+import type { WorkerLatency } from "./latency-model.ts";
+import type { CostInput, CostMode } from "./worker-cost.ts";
+import { taintFactorOf } from "./worker-cost.ts";
+
+export interface LatencyWeights {
+  /** Of the request's own prefill, for what it does to others (lambda). */
+  readonly prefillExternality: number;
+  /** Of the decode time it takes from others and itself (w_itl); 1 on decode workers. */
+  readonly decodeHarm: number;
+  /** Of the penalty on nearly full KV memory. */
+  readonly kvUsage: number;
+}
+
+export const defaultLatencyWeights: LatencyWeights = {
+  prefillExternality: 2,
+  decodeHarm: 0.006,
+  kvUsage: 1,
+};
+
+export interface LatencyCostOptions {
+  readonly book: LatencyBook;
+  readonly weights: LatencyWeights;
+  /** GPUs of one worker. */
+  readonly gpus: number;
+}
+
+type Measure = { -readonly [Field in keyof LatencyTerms]: LatencyTerms[Field] };
+
+const progressShareMax = 0.95;
+const kvUsageFree = 0.9;
+const fullMsPerUsage = 10_000;
+
+/** Latency cost over the queues of `options.book`. */
+export function latencyCost(options: LatencyCostOptions): CostMode {
+  // One measure for all candidates: pricing allocates nothing.
+  const measure = emptyMeasure();
+  return {
+    name: "latency",
+    cachedTokens,
+    price(input, candidates, count, costs) {
+      let nonFinite = 0;
+      for (let place = 0; place < count; place++) {
+        const cost = measureAt(options, input, candidates[place]!, measure);
+        costs[place] = cost;
+        if (!Number.isFinite(cost)) nonFinite++;
+      }
+      return nonFinite;
+    },
+    terms: (input, candidates, count) =>
+      Array.from(candidates.subarray(0, count), (slot) => {
+        measureAt(options, input, slot, measure);
+        return { ...measure };
+      }),
+  };
+}
+
+/** Prompt tokens the holder need not compute; one token is always computed. */
+function cachedTokens(input: CostInput, slot: number): number {
+  const { islTokens, blockSize, overlap, pendingPrefix } = input;
+  const device = overlap.device[slot] ?? 0;
+  const known = device + (overlap.hostExt?.[slot] ?? 0) + (overlap.diskExt?.[slot] ?? 0);
+  const blocks = Math.max(known, pendingPrefix?.[slot] ?? 0);
+  return Math.min(blocks, Math.floor((islTokens - 1) / blockSize)) * blockSize;
+}
+
+/** Fills `measure` for one holder and answers its cost; NaN when the book does not know it. */
+function measureAt(
+  options: LatencyCostOptions,
+  input: CostInput,
+  slot: number,
+  measure: Measure,
+): number {
+  const { book, weights, gpus } = options;
+  const model = book.modelAt(slot);
+  if (!model) return Number.NaN;
+  const { role } = book;
+  measureDecode(book, input, slot, measure);
+  measure.cachedTokens = cachedTokens(input, slot);
+  if (role === "decode") {
+    measure.uncachedTokens = 0;
+    measure.ttftMs = measure.itlMs;
+  } else {
+    measure.uncachedTokens = input.islTokens - measure.cachedTokens;
+    measurePrefill(book, input, slot, measure);
+  }
+  const decodeHarm = role === "decode" ? 1 : weights.decodeHarm;
+  const harmMs = decodeHarm * measure.harmMs;
+  measure.costMs =
+    measure.ttftMs +
+    weights.prefillExternality * measure.ownPrefillMs +
+    harmMs +
+    weights.kvUsage * measure.fullMs;
+  measure.taintFactor = taintFactorOf(input, slot);
+  measure.prefillGpuMs = measure.ownPrefillMs * gpus;
+  measure.decodeGpuMs = harmMs * gpus;
+  measure.cost =
+    input.fitTargetMs === undefined
+      ? measure.costMs * measure.taintFactor
+      : scoreOf(measure, input.fitTargetMs, options);
+  return measure.cost;
+}
+
+/** A decode worker is held to an ITL target, the others to one of TTFT. */
+function scoreOf(measure: Measure, targetMs: number, { book, gpus }: LatencyCostOptions): number {
+  const predictedMs = book.role === "decode" ? measure.itlMs : measure.ttftMs;
+  const gpuMs = measure.prefillGpuMs + measure.decodeGpuMs;
+  return bestFitScore({ predictedMs, gpuMs, gpus }, targetMs);
+}
+
+/** d, d', harm and full. */
+function measureDecode(book: LatencyBook, input: CostInput, slot: number, measure: Measure): void {
+  const model = book.modelAt(slot)!;
+  const { blockSize } = input;
+  const kvTokens = book.activeKvTokens(slot);
+  // The partly filled block at the end is new on every worker.
+  const newBlocks = Math.floor(input.islTokens / blockSize) - input.shared[slot]! + 1;
+  const kvTokensWith = kvTokens + newBlocks * blockSize;
+  const usage = kvTokensWith / model.shape.limits.capacityTokens;
+  measure.fullMs = fullMsPerUsage * Math.max(0, usage - kvUsageFree);
+  measure.decodeStepMs = 0;
+  measure.itlMs = 0;
+  measure.harmMs = 0;
+  if (book.role === "prefill") return;
+  const sequences = book.decoding[slot]!;
+  const outputTokens = input.expectedOutputTokens ?? book.outputTokensMean;
+  const stepMs = model.decodeMs(Math.max(1, sequences), kvTokens);
+  const stepWithMs = model.decodeMs(sequences + 1, kvTokensWith);
+  measure.decodeStepMs = stepMs;
+  measure.itlMs = stepWithMs;
+  measure.harmMs = ((stepWithMs - stepMs) * (sequences + 1) + stepWithMs) * outputTokens;
+}
+
+/** Queue, prefill and T. */
+function measurePrefill(book: LatencyBook, input: CostInput, slot: number, measure: Measure): void {
+  const model = book.modelAt(slot)!;
+  const { batchTokens } = model.shape.limits;
+  const { uncachedTokens: u, cachedTokens: c } = measure;
+  const pending = book.pendingTokens[slot]!;
+  const progress = progressTokens(book, model, slot, input.nowMs);
+  const queued = Math.max(0, pending - progress);
+  const queueShare = pending > 0 ? queued / pending : 0;
+  const tokens = queued + u;
+  const attention = book.pendingAttention[slot]! * queueShare + u * (c + u / 2);
+  const fullPasses = Math.floor(tokens / batchTokens);
+  const rest = tokens - fullPasses * batchTokens;
+  const perToken = attention / tokens;
+  const fullMs =
+    fullPasses > 0 ? fullPasses * model.prefillMs(batchTokens, perToken * batchTokens) : 0;
+  measure.progressTokens = progress;
+  measure.queuedTokens = queued;
+  measure.passes = Math.max(1, Math.ceil(tokens / batchTokens));
+  measure.prefillMs = fullMs + model.prefillMs(rest, perToken * rest);
+  measure.tierMs = tierMs(model, input, slot, measure);
+  measure.ownPrefillMs = alonePrefillMs(model, u) + measure.tierMs;
+  measure.ttftMs = measure.prefillMs + measure.passes * measure.decodeStepMs + measure.tierMs;
+}
+
+/** What full passes would have done of the queue's head since it could begin. */
+function progressTokens(
+  book: LatencyBook,
+  model: WorkerLatency,
+  slot: number,
+  nowMs: number,
+): number {
+  const head = book.headTokens(slot);
+  if (head === 0) return 0;
+  const sinceMs = Math.max(book.lastFirstTokenMs[slot]!, book.headDispatchedMs(slot)!);
+  const { batchTokens } = model.shape.limits;
+  const passMs = model.prefillMs(batchTokens, (batchTokens * batchTokens) / 2);
+  const done = (Math.max(0, nowMs - sinceMs) * batchTokens) / passMs;
+  return Math.min(progressShareMax * head, done);
+}
+
+/** Prefill of `tokens` on an idle worker, context left out. */
+function alonePrefillMs(model: WorkerLatency, tokens: number): number {
+  const { batchTokens } = model.shape.limits;
+  return model.prefillMs(Math.min(tokens, batchTokens), 0) * Math.max(1, tokens / batchTokens);
+}
+
+/** Blocks of slower tiers save the share of their recompute that their weight says. */
+function tierMs(model: WorkerLatency, input: CostInput, slot: number, measure: Measure): number {
+  const { overlap, weights, blockSize } = input;
+  const host = (overlap.hostExt?.[slot] ?? 0) * blockSize;
+  const disk = (overlap.diskExt?.[slot] ?? 0) * blockSize;
+  if (host + disk === 0) return 0;
+  const u = measure.uncachedTokens;
+  const recomputeMs = alonePrefillMs(model, u + host + disk) - alonePrefillMs(model, u);
+  const loaded = (1 - weights.hostCacheHitWeight) * host + (1 - weights.diskCacheHitWeight) * disk;
+  return (recomputeMs * loaded) / (host + disk);
+}
+
+function emptyMeasure(): Measure {
+  return {
+    mode: "latency",
+    cachedTokens: 0,
+    uncachedTokens: 0,
+    progressTokens: 0,
+    queuedTokens: 0,
+    passes: 0,
+    prefillMs: 0,
+    ownPrefillMs: 0,
+    tierMs: 0,
+    decodeStepMs: 0,
+    itlMs: 0,
+    ttftMs: 0,
+    harmMs: 0,
+    fullMs: 0,
+    taintFactor: 1,
+    prefillGpuMs: 0,
+    decodeGpuMs: 0,
+    costMs: 0,
+    cost: 0,
+  };
+}

@@ -11,14 +11,9 @@ const withoutFeature: readonly (keyof KvRouterConfig)[] = [
   "routerPrefillLoadModel",
   "routerSnapshotThreshold",
   "routerResetStates",
-  "routerTtlSecs",
-  "routerMaxTreeSize",
-  "routerPruneTargetRatio",
   "routerQueueThreshold",
   "routerQueuePolicy",
   "routerQueueByIncomingMissingIsl",
-  "routerPredictedTtlSecs",
-  "routerApproximateCachePolicy",
   "useRemoteIndexer",
   "serveIndexer",
   "routerEnableCacheControl",
@@ -26,10 +21,9 @@ const withoutFeature: readonly (keyof KvRouterConfig)[] = [
 
 /**
  * File keys of settings that would have no effect in this release, sorted; a command refuses to
- * start with any. `use_kv_events: false` is one unless no overlap is counted at all.
+ * start with any.
  */
 export function unsupportedFields(config: KvRouterConfig): string[] {
   const fields = withoutFeature.filter((field) => config[field] !== defaultKvRouterConfig[field]);
-  if (!config.useKvEvents && config.overlapScoreCredit > 0) fields.push("useKvEvents");
   return fields.map(fileKeyOf).sort();
 }

@@ -28,7 +28,7 @@ export interface QuestionOptions extends RouteOptions {
   readonly rules: PoolRules;
   readonly roster: WorkerRoster;
   /** Words for where the overlaps come from. */
-  readonly indexMode: "events" | "off";
+  readonly indexMode: "events" | "approximate" | "off";
   readonly serving: () => boolean;
 }
 

@@ -39,6 +39,7 @@ import {
 } from "./local-metrics.ts";
 import { createLocalPolicy, type LocalRequest } from "./local-policy.ts";
 import { startPresence } from "./local-presence.ts";
+import { type Prediction, startPrediction } from "./prediction.ts";
 import { createRecoveryQuery } from "./recovery-query.ts";
 import type { PeerCounts } from "./replica-peers.ts";
 import {
@@ -104,6 +105,8 @@ export interface LocalStats {
   /** Distinct (block, holder) pairs booked. */
   readonly bookedBlocks: number;
   readonly index: IndexStats | undefined;
+  /** Blocks that workers are believed to have because prompts were sent to them. */
+  readonly predictedBlocks: number;
   /** The pool's other routers and their bookings, which are among `bookings`. */
   readonly replicas: PeerCounts | undefined;
   /** Ranks by the state of their event stream. */
@@ -115,6 +118,7 @@ interface Tables {
   readonly roster: WorkerRoster;
   readonly load: WorkerLoad;
   readonly overlap: OverlapTables | undefined;
+  readonly prediction: Prediction | undefined;
   readonly directory: WorkerDirectory;
   readonly silence: SilenceCheck | undefined;
 }
@@ -124,7 +128,7 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
   const { random, clock, metrics, endpoint } = options;
   const inst = String(randomId(random));
   const tables = createTables(options);
-  const { roster, load, overlap, directory, silence } = tables;
+  const { roster, load, overlap, prediction, directory, silence } = tables;
   const series = localSeries(metrics);
   const sync = options.config.routerReplicaSync
     ? startReplicaSync({ ...options, inst, load, directory })
@@ -144,6 +148,7 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
   const presence = startPresence({
     ...{ ...options, inst, roster, choice, directory, serving, dispatcher },
     followsEvents: overlap !== undefined,
+    predicts: prediction !== undefined,
     pending: () => ({ count: 0, islTokens: 0 }),
     bookings: callerBookings(options, load, bookings),
   });
@@ -178,14 +183,7 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
     admin,
     totals,
     get stats() {
-      return {
-        openRequests: entries.size,
-        bookings: load.requestCount,
-        bookedBlocks: load.sharedBlockCount,
-        index: overlap?.index.stats(),
-        replicas: sync?.counts(),
-        streams: overlap?.intake.holderStates(),
-      };
+      return statsOf(tables, entries.size, sync);
     },
     async drain(graceMs) {
       presence.drain();
@@ -199,6 +197,22 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
       sync?.close();
       closeTables(tables);
     },
+  };
+}
+
+function statsOf(
+  { load, overlap, prediction }: Tables,
+  openRequests: number,
+  sync: ReplicaSync | undefined,
+): LocalStats {
+  return {
+    openRequests,
+    bookings: load.requestCount,
+    bookedBlocks: load.sharedBlockCount,
+    index: overlap?.index.stats(),
+    predictedBlocks: prediction?.index.size ?? 0,
+    replicas: sync?.counts(),
+    streams: overlap?.intake.holderStates(),
   };
 }
 
@@ -239,7 +253,8 @@ function createTables(options: LocalRouterOptions): Tables {
   const workers = () => directory.workers.values();
   const silence =
     overlap && startSilenceCheck({ ...options, workers, eventsOf: overlap.intake.eventsOf });
-  return { roster, load, overlap, directory, silence };
+  const prediction = startPrediction({ ...options, directory });
+  return { roster, load, overlap, prediction, directory, silence };
 }
 
 function administrationOf(
@@ -265,8 +280,9 @@ function administrationOf(
   };
 }
 
-function closeTables({ directory, overlap, silence }: Tables): void {
+function closeTables({ directory, overlap, prediction, silence }: Tables): void {
   directory.close();
+  prediction?.close();
   silence?.close();
   overlap?.digests.close();
   overlap?.intake.close();
@@ -274,7 +290,7 @@ function closeTables({ directory, overlap, silence }: Tables): void {
 
 function choiceOf(
   { clock, random }: LocalRouterOptions,
-  { roster, load, directory, overlap }: Tables,
+  { roster, load, directory, overlap, prediction }: Tables,
   series: LocalSeries,
   bookings: BookingListener,
 ): WorkerChoice {
@@ -284,6 +300,7 @@ function choiceOf(
     tables: choiceTables(roster, load),
     directory,
     index: overlap?.index,
+    predicted: prediction?.index,
     onBooked: bookings.added,
     onTimes(matchMs: number, totalMs: number): void {
       series.matchMs.observe(matchMs);
@@ -329,13 +346,13 @@ function sweepBookings(
   log.warn("stale bookings freed", { count: stale.length, first: stale[0] });
 }
 
-function holderViews({ directory, overlap, load }: Tables): readonly HolderView[] {
+function holderViews({ directory, overlap, prediction, load }: Tables): readonly HolderView[] {
   return [...directory.workers.values()].flatMap(({ inst, card, slots, selectable }) =>
     slots.map((slot, at) => ({
       workerId: inst,
       dpRank: card.dpStart + at,
       selectable,
-      cachedBlocks: overlap?.index.blocksOf(slot) ?? 0,
+      cachedBlocks: (overlap ?? prediction)?.index.blocksOf(slot) ?? 0,
       activeBlocks: load.activeBlocks[slot] ?? 0,
       activeRequests: load.activeRequests[slot] ?? 0,
     })),

@@ -16,6 +16,7 @@ import {
   type RefusedChoice,
 } from "../core/decision.ts";
 import type { KvIndex } from "../core/kv-index.ts";
+import type { PredictedIndex } from "../core/predicted-index.ts";
 import type { WorkerConstraints } from "../core/worker-roster.ts";
 import type { RouteQuery } from "./route-query.ts";
 import type { WorkerDirectory } from "./worker-directory.ts";
@@ -26,6 +27,8 @@ export interface ChoiceContext {
   readonly tables: ChoiceTables;
   readonly directory: WorkerDirectory;
   readonly index: KvIndex | undefined;
+  /** Taught by every choice; the larger overlap of both indexes counts. */
+  readonly predicted: PredictedIndex | undefined;
   /** Told of every booking that `choose` makes. */
   readonly onBooked: (key: string, worker: ChosenWorker) => void;
   /** Told how long a choice's match, and all of it, took. */
@@ -52,12 +55,20 @@ export interface WorkerChoice {
 }
 
 export function createWorkerChoice(context: ChoiceContext, askRandom: Random): WorkerChoice {
-  const { clock, tables, random, index, onTimes } = context;
+  const { clock, tables, random, index, predicted, onTimes } = context;
   let depths = new Int32Array(0);
+  let predictedDepths = new Int32Array(0);
   const match = (query: RouteQuery): Int32Array => {
-    if (!index) return depths;
-    if (depths.length < index.slots) depths = new Int32Array(2 * index.slots);
-    index.match(query.sequence, query.blocks, depths);
+    const slots = Math.max(index?.slots ?? 0, predicted?.slots ?? 0);
+    if (depths.length < slots) {
+      depths = new Int32Array(2 * slots);
+      predictedDepths = new Int32Array(2 * slots);
+    }
+    index?.match(query.sequence, query.blocks, depths);
+    if (!predicted) return depths;
+    predicted.match(query.sequence, query.blocks, predictedDepths, clock.nowMs());
+    if (!index) return predictedDepths;
+    raise(depths, predictedDepths);
     return depths;
   };
   const requestOf = (query: RouteQuery, key: string): ChoiceRequest => ({
@@ -81,7 +92,10 @@ export function createWorkerChoice(context: ChoiceContext, askRandom: Random): W
         chooseAndBook(tables, { ...request, constraints }, random),
       );
       onTimes(matchedMs - startMs, clock.nowMs() - startMs);
-      if (choice.outcome === "chosen") context.onBooked(key, choice);
+      if (choice.outcome === "chosen") {
+        predicted?.record(choice.slot, query.sequence, query.blocks, request.nowMs);
+        context.onBooked(key, choice);
+      }
       return choice;
     },
     ask(query, excluded) {
@@ -95,6 +109,14 @@ export function createWorkerChoice(context: ChoiceContext, askRandom: Random): W
       return decision;
     },
   };
+}
+
+/** Each entry of `depths` becomes the larger one of both. */
+function raise(depths: Int32Array, others: Int32Array): void {
+  for (let slot = 0; slot < others.length; slot++) {
+    const depth = others[slot] ?? 0;
+    if (depth > (depths[slot] ?? 0)) depths[slot] = depth;
+  }
 }
 
 /**

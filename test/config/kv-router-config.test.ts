@@ -171,7 +171,7 @@ it("names the settings that this release would not act on", () => {
   expect(unsupportedFields(defaultKvRouterConfig)).toEqual([]);
   expect(unsupportedFields(loaded({ use_kv_events: false, overlap_score_weight: 0 }))).toEqual([]);
   const asked = { use_kv_events: false, router_queue_threshold: 2, router_event_threads: 8 };
-  expect(unsupportedFields(loaded(asked))).toEqual(["router_queue_threshold", "use_kv_events"]);
+  expect(unsupportedFields(loaded(asked))).toEqual(["router_queue_threshold"]);
   expect(unsupportedFields(loaded({ serve_indexer: true }))).toEqual(["serve_indexer"]);
 });
 

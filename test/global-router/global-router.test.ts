@@ -437,6 +437,7 @@ it("describes itself to service tools and counts what it served", async () => {
     ["tg.ep.dynamo.global_router.generate", 1, 0],
     ["tg.ep.dynamo.global_router.pool_info", 1, 0],
     ["tg.ep.dynamo.global_router.explain", 1, 1],
+    ["tg.ep.dynamo.global_router.thresholds", 0, 0],
   ]);
 });
 

@@ -132,7 +132,7 @@ it("books nothing for an explanation or a query for instances", async () => {
   expect(events).toHaveLength(3);
   expect(events[0]).toContain('"worker_id":{"prefill_worker_id":"');
   expect(events[1]).toBe("data: [DONE]");
-  for (const { router } of it.fleet.pools) {
+  for (const { router } of it.fleet.pools.flatMap(({ routers }) => routers)) {
     expect(router.stats).toMatchObject({ openRequests: 0, bookings: 0 });
     expect(router.totals.received).toBe(0);
   }
@@ -146,7 +146,7 @@ it("sets the busy thresholds of every pool, and tells which confirmed", async ()
   const pools = json["pools"] as object[];
   expect(pools).toHaveLength(it.fleet.pools.length);
   for (const pool of pools) expect(pool).toMatchObject({ active_prefill_tokens_threshold: 5000 });
-  for (const { router } of it.fleet.pools) {
+  for (const { router } of it.fleet.pools.flatMap(({ routers }) => routers)) {
     expect(router.admin.thresholds().activePrefillTokens).toBe(5000);
   }
   const { admin } = it.fleet.frontend.http;

@@ -47,6 +47,15 @@ export const simulateFlags = {
     group: "Simulation",
     help: "Virtual time in ms within which requests and faults begin.",
   },
+  routersPerPool: {
+    flag: "routers-per-pool",
+    type: "integer",
+    min: 1,
+    max: 64,
+    default: 1,
+    group: "Simulation",
+    help: "Replicas of each pool's local router; above 1 with replica sync.",
+  },
   config: {
     flag: "config",
     type: "string",

@@ -13,7 +13,7 @@ export async function run(
   { options }: Given<typeof simulateFlags>,
   print: (text: string) => void,
 ): Promise<number> {
-  const { seed, seeds, requests, faults, spanMs, json } = options;
+  const { seed, seeds, requests, faults, spanMs, routersPerPool, json } = options;
   const config = await configOf(options.config);
   let broken = 0;
   for (let at = 0; at < seeds; at++) {
@@ -24,6 +24,7 @@ export async function run(
       faults,
       spanMs,
       workersPerPool,
+      routersPerPool,
     });
     if (report.violations.length > 0) broken++;
     print(json ? `${JSON.stringify(recordOf(report))}\n` : textOf(report));

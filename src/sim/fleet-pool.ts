@@ -31,6 +31,8 @@ export interface PoolOptions {
   readonly workerPolicy: WorkerPolicy;
   /** Engines of a pool, one worker each; their role must be the pool's. */
   readonly enginesOf: (role: CardRole, namespace: string) => readonly MockEngineConfig[];
+  /** Replicas of each pool's router; 1 by default. */
+  readonly routersPerPool?: number;
   readonly model: string;
   readonly acceptTimeoutMs: number;
   /** Semantic version of this build. */
@@ -51,15 +53,16 @@ export interface FleetWorker {
 export interface FleetPool {
   readonly role: CardRole;
   readonly namespace: string;
-  /** The router that runs; another one after `restartRouter`. */
+  /** The routers that run; another one in a place after `restartRouter`. */
+  readonly routers: readonly PoolRouter[];
+  /** The first of them. */
   readonly router: LocalRouter;
-  readonly routerBus: Bus;
   readonly workers: readonly FleetWorker[];
-  /** Kills the router without a word and starts a new one, which knows nothing. */
-  restartRouter(): Promise<void>;
+  /** Kills the router at `place` without a word and starts a new one, which knows nothing. */
+  restartRouter(place: number): Promise<void>;
   /** Kills the worker at `place` without a word and starts a new one in its place. */
   replaceWorker(place: number): Promise<void>;
-  /** True while the router can choose every worker. */
+  /** True while every router can choose every worker. */
   ready(): boolean;
   close(): Promise<void>;
 }
@@ -102,29 +105,31 @@ export async function startPool(options: PoolOptions, place: PoolPlace): Promise
   const engines = options.enginesOf(role, namespace);
   const startRouter = (): Promise<PoolRouter> =>
     startPoolRouter(options, { endpoint, role, engines, blockHasher });
-  let running = await startRouter();
+  const first = await startRouter();
+  const routers = [first];
+  while (routers.length < (options.routersPerPool ?? 1)) routers.push(await startRouter());
   const workers: FleetWorker[] = [];
   for (const engine of engines) {
     workers.push(await startPoolWorker(options, endpoint, engine, blockHasher));
   }
-  const selectable = (): number =>
-    running.router.holders().filter((holder) => holder.selectable).length;
+  const selectable = ({ router }: PoolRouter): number =>
+    router.holders().filter((holder) => holder.selectable).length;
   const ranks = engines.reduce((sum, engine) => sum + engine.dpSize, 0);
   return {
     role,
     namespace,
     workers,
+    routers,
     get router() {
-      return running.router;
+      return (routers[0] ?? first).router;
     },
-    get routerBus() {
-      return running.part.bus;
-    },
-    ready: () => running.router.ready() && selectable() >= ranks,
-    restartRouter: async () => {
-      await closePart(running.part);
-      await running.router.close();
-      running = await startRouter();
+    ready: () => routers.every((place) => place.router.ready() && selectable(place) >= ranks),
+    restartRouter: async (at) => {
+      const killed = routers[at];
+      if (!killed) return;
+      await closePart(killed.part);
+      await killed.router.close();
+      routers[at] = await startRouter();
     },
     replaceWorker: async (at) => {
       const engine = engines[at];
@@ -134,15 +139,19 @@ export async function startPool(options: PoolOptions, place: PoolPlace): Promise
     },
     close: async () => {
       await Promise.all(workers.map((worker) => worker.close()));
-      await running.router.close();
-      await closePart(running.part);
+      await Promise.all(routers.map(closeRouter));
     },
   };
 }
 
-interface PoolRouter {
+export interface PoolRouter {
   readonly part: Part;
   readonly router: LocalRouter;
+}
+
+async function closeRouter({ router, part }: PoolRouter): Promise<void> {
+  await router.close();
+  await closePart(part);
 }
 
 interface RouterPlace {

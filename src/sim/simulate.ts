@@ -18,6 +18,7 @@ import { defaultKvRouterConfig } from "../config/kv-router-config.ts";
 import type { PoolConfig } from "../config/pool-config.ts";
 import { startAnswer } from "../frontend/disaggregate.ts";
 import { frontendDefaults } from "../frontend/frontend-parts.ts";
+import type { LocalRouter } from "../local-router/local-router.ts";
 import { mockToken } from "../protocol/mock-tokens.ts";
 import { allHeartbeats } from "../protocol/subjects.ts";
 import type { Bus } from "../runtime/bus.ts";
@@ -36,6 +37,8 @@ export interface SimulationOptions {
   readonly spanMs: number;
   readonly faults: number;
   readonly workersPerPool: number;
+  /** Above 1 they tell each other their bookings; faults hit the first of a pool. */
+  readonly routersPerPool: number;
 }
 
 export interface SimulationReport {
@@ -140,7 +143,8 @@ async function startRun(options: SimulationOptions, random: Random): Promise<Run
     random,
     logs: () => silentLog,
     config: options.config,
-    kvRouter: defaultKvRouterConfig,
+    kvRouter: { ...defaultKvRouterConfig, routerReplicaSync: options.routersPerPool > 1 },
+    routersPerPool: options.routersPerPool,
     workerPolicy: "blocks",
     enginesOf: (role) =>
       Array.from({ length: options.workersPerPool }, () =>
@@ -299,7 +303,7 @@ function strike({ network, fleet }: Run, fault: Fault): () => void {
     case "freeze_worker":
       return frozen(fleet.pools[fault.pool]?.workers[fault.worker]?.bus);
     case "freeze_router":
-      return frozen(fleet.pools[fault.pool]?.routerBus);
+      return frozen(fleet.pools[fault.pool]?.routers[0]?.part.bus);
     case "freeze_owner":
       return frozen(fleet.frontBus);
     case "cut_worker": {
@@ -311,7 +315,7 @@ function strike({ network, fleet }: Run, fault: Fault): () => void {
       void fleet.pools[fault.pool]?.replaceWorker(fault.worker);
       return () => {};
     case "kill_router":
-      void fleet.pools[fault.pool]?.restartRouter();
+      void fleet.pools[fault.pool]?.restartRouter(0);
       return () => {};
   }
 }
@@ -331,25 +335,37 @@ async function settleDown(run: Run): Promise<void> {
   const { frontend, global } = fleet;
   if (frontend.owner.open > 0) violations.push(`I3 ${frontend.owner.open} streams are open`);
   if (global.openRequests > 0) violations.push(`I3 global router holds ${global.openRequests}`);
-  for (const { namespace, router, workers } of fleet.pools) {
-    const { openRequests, bookings, bookedBlocks } = router.stats;
-    if (openRequests + bookings + bookedBlocks > 0) {
-      const books = `${openRequests} requests, ${bookings} bookings, ${bookedBlocks} blocks`;
-      violations.push(`I3 router of ${namespace} holds ${books}`);
-    }
+  for (const { namespace, routers, workers } of fleet.pools) {
     for (const { worker, engine } of workers) {
       const busy = engine.load().reduce((sum, load) => sum + load.activeBlocks + load.running, 0);
       if (worker.active() + busy > 0) violations.push(`I3 worker ${worker.inst} is not idle`);
     }
-    for (const { workerId, cachedBlocks } of router.holders()) {
-      const held = resident.get(workerId);
-      if (held !== undefined && held !== cachedBlocks) {
-        const counts = `${cachedBlocks} blocks in the index, ${held} in the engine`;
-        violations.push(`I4 worker ${workerId} of ${namespace}: ${counts}`);
-      }
-    }
-    if (router.holders().length < workers.length) {
-      violations.push(`I4 router of ${namespace} knows ${router.holders().length} workers`);
+    for (const { router } of routers) {
+      const found = violationsOf(router, workers.length, resident);
+      violations.push(...found.map((violation) => `${violation} (pool ${namespace})`));
     }
   }
+}
+
+/** What is wrong with a router at rest; `resident` has the blocks of each engine that tells. */
+function violationsOf(
+  router: LocalRouter,
+  workers: number,
+  resident: ReadonlyMap<string, number>,
+): string[] {
+  const found: string[] = [];
+  const { openRequests, bookings, bookedBlocks } = router.stats;
+  if (openRequests + bookings + bookedBlocks > 0) {
+    const books = `${openRequests} requests, ${bookings} bookings, ${bookedBlocks} blocks`;
+    found.push(`I3 router holds ${books}`);
+  }
+  const holders = router.holders();
+  for (const { workerId, cachedBlocks } of holders) {
+    const held = resident.get(workerId);
+    if (held === undefined || held === cachedBlocks) continue;
+    const counts = `${cachedBlocks} blocks in the index, ${held} in the engine`;
+    found.push(`I4 worker ${workerId}: ${counts}`);
+  }
+  if (holders.length < workers) found.push(`I4 router knows ${holders.length} workers`);
+  return found;
 }

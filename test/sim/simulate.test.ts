@@ -8,10 +8,11 @@ const loaded = await loadPoolConfigFile("pool-configs/demo.json", { ownNamespace
 const firstSeed = Number(process.env["SEED"] ?? 1);
 const seeds = process.env["SEED"] === undefined ? 50 : 1;
 
-function run(seed: number, faults: number): Promise<SimulationReport> {
+function run(seed: number, faults: number, routersPerPool = 1): Promise<SimulationReport> {
   if (!loaded.ok) throw new Error(JSON.stringify(loaded.faults));
   const { config } = loaded;
-  return simulate({ seed, config, requests: 40, spanMs: 12_000, faults, workersPerPool: 2 });
+  const counts = { requests: 40, faults, workersPerPool: 2, routersPerPool };
+  return simulate({ seed, config, spanMs: 12_000, ...counts });
 }
 
 it("answers everything when nothing is broken", async () => {
@@ -33,6 +34,15 @@ it.each(Array.from({ length: seeds }, (_, at) => firstSeed + at))(
     const report = await run(seed, 8);
     const faults = report.faults.map(({ atMs, fault }) => `${atMs} ${fault.kind}`).join(", ");
     expect(report.violations, `seed ${seed}: ${faults}`).toEqual([]);
+    expect(report.completed + report.failed + report.cancelled).toBe(40);
+  },
+);
+
+it.each(Array.from({ length: Math.ceil(seeds / 4) }, (_, at) => firstSeed + at))(
+  "keeps every invariant with three replicas of each router under the faults of seed %i",
+  async (seed) => {
+    const report = await run(seed, 8, 3);
+    expect(report.violations, `seed ${seed}`).toEqual([]);
     expect(report.completed + report.failed + report.cancelled).toBe(40);
   },
 );

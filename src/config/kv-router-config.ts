@@ -4,14 +4,10 @@
  * `overlap_score_weight` is mapped within its source, then they are merged over the defaults and
  * the rules between fields are checked.
  */
+import type { QueueDepthRule, QueueOrder } from "../core/admission-queue.ts";
 import type { ChoiceSettings, WorkerPolicy } from "../core/decision.ts";
 import { type ConfigFault, sortFaults } from "./config-fault.ts";
 import { kvRouterSchemaFaults, type Settings } from "./kv-router-schema.ts";
-
-export interface QueueDepthRule {
-  readonly missingCacheTokensFloor: number;
-  readonly maxQueueDepth: number;
-}
 
 export interface KvRouterConfig {
   readonly overlapScoreCredit: number;
@@ -87,6 +83,8 @@ export type KvRouterConfigResult =
   | {
       readonly ok: true;
       readonly config: KvRouterConfig;
+      /** The policy that a source sets, else shortest uncached work with ageing. */
+      readonly queueOrder: QueueOrder;
       readonly warnings: readonly ConfigFault[];
     }
   | { readonly ok: false; readonly faults: readonly ConfigFault[] };
@@ -105,7 +103,8 @@ export function loadKvRouterConfig(sources: readonly unknown[]): KvRouterConfigR
   const config = configOf(given);
   const broken = ruleFaults(config);
   if (broken.length > 0) return { ok: false, faults: sortFaults(broken) };
-  return { ok: true, config, warnings: warningsOf(config, given) };
+  const queueOrder = given["router_queue_policy"] === undefined ? "aged" : config.routerQueuePolicy;
+  return { ok: true, config, queueOrder, warnings: warningsOf(config, given) };
 }
 
 /** Overlap is tracked by KV events; without credit nobody would read them. */

@@ -159,7 +159,10 @@ function leastPrefillTokens(input: CostInput, candidates: Int32Array, count: num
 }
 
 /** Prompt blocks cached on the slot, slower tiers by their weight. */
-export function effectiveOverlapOf(input: CostInput, slot: number): number {
+export function effectiveOverlapOf(
+  input: Pick<CostInput, "overlap" | "weights">,
+  slot: number,
+): number {
   const { overlap, weights } = input;
   let blocks = blocksAt(overlap.device, slot);
   if (overlap.hostExt) blocks += weights.hostCacheHitWeight * blocksAt(overlap.hostExt, slot);
@@ -168,7 +171,10 @@ export function effectiveOverlapOf(input: CostInput, slot: number): number {
 }
 
 /** Prompt tokens the slot need not compute, half up. */
-export function cachedTokensOf(input: CostInput, slot: number): number {
+export function cachedTokensOf(
+  input: Pick<CostInput, "overlap" | "weights" | "blockSize">,
+  slot: number,
+): number {
   return Math.floor(effectiveOverlapOf(input, slot) * input.blockSize + 0.5);
 }
 

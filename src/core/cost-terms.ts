@@ -33,6 +33,7 @@ export interface LatencyTerms {
   readonly itlMs: number;
   /** The predicted TTFT. */
   readonly ttftMs: number;
+  /** By their weights: decode time taken from others, penalty on nearly full KV memory. */
   readonly harmMs: number;
   readonly fullMs: number;
   readonly taintFactor: number;

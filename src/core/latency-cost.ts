@@ -93,7 +93,7 @@ function measureAt(
   const model = book.modelAt(slot);
   if (!model) return Number.NaN;
   const { role } = book;
-  measureDecode(book, input, slot, measure);
+  measureDecode(options, input, slot, measure);
   measure.cachedTokens = cachedTokens(input, slot);
   if (role === "decode") {
     measure.uncachedTokens = 0;
@@ -102,16 +102,11 @@ function measureAt(
     measure.uncachedTokens = input.islTokens - measure.cachedTokens;
     measurePrefill(book, input, slot, measure);
   }
-  const decodeHarm = role === "decode" ? 1 : weights.decodeHarm;
-  const harmMs = decodeHarm * measure.harmMs;
-  measure.costMs =
-    measure.ttftMs +
-    weights.prefillExternality * measure.ownPrefillMs +
-    harmMs +
-    weights.kvUsage * measure.fullMs;
+  const ownMs = weights.prefillExternality * measure.ownPrefillMs;
+  measure.costMs = measure.ttftMs + ownMs + measure.harmMs + measure.fullMs;
   measure.taintFactor = taintFactorOf(input, slot);
   measure.prefillGpuMs = measure.ownPrefillMs * gpus;
-  measure.decodeGpuMs = harmMs * gpus;
+  measure.decodeGpuMs = measure.harmMs * gpus;
   measure.cost =
     input.fitTargetMs === undefined
       ? measure.costMs * measure.taintFactor
@@ -126,8 +121,13 @@ function scoreOf(measure: Measure, targetMs: number, { book, gpus }: LatencyCost
   return bestFitScore({ predictedMs, gpuMs, gpus }, targetMs);
 }
 
-/** d, d', harm and full. */
-function measureDecode(book: LatencyBook, input: CostInput, slot: number, measure: Measure): void {
+/** d, d', and harm and full by their weights. */
+function measureDecode(
+  { book, weights }: LatencyCostOptions,
+  input: CostInput,
+  slot: number,
+  measure: Measure,
+): void {
   const model = book.modelAt(slot)!;
   const { blockSize } = input;
   const kvTokens = book.activeKvTokens(slot);
@@ -135,7 +135,7 @@ function measureDecode(book: LatencyBook, input: CostInput, slot: number, measur
   const newBlocks = Math.floor(input.islTokens / blockSize) - input.shared[slot]! + 1;
   const kvTokensWith = kvTokens + newBlocks * blockSize;
   const usage = kvTokensWith / model.shape.limits.capacityTokens;
-  measure.fullMs = fullMsPerUsage * Math.max(0, usage - kvUsageFree);
+  measure.fullMs = weights.kvUsage * fullMsPerUsage * Math.max(0, usage - kvUsageFree);
   measure.decodeStepMs = 0;
   measure.itlMs = 0;
   measure.harmMs = 0;
@@ -146,7 +146,8 @@ function measureDecode(book: LatencyBook, input: CostInput, slot: number, measur
   const stepWithMs = model.decodeMs(sequences + 1, kvTokensWith);
   measure.decodeStepMs = stepMs;
   measure.itlMs = stepWithMs;
-  measure.harmMs = ((stepWithMs - stepMs) * (sequences + 1) + stepWithMs) * outputTokens;
+  const harmMs = ((stepWithMs - stepMs) * (sequences + 1) + stepWithMs) * outputTokens;
+  measure.harmMs = (book.role === "decode" ? 1 : weights.decodeHarm) * harmMs;
 }
 
 /** Queue, prefill and T. */

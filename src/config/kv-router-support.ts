@@ -3,8 +3,6 @@ import { defaultKvRouterConfig, fileKeyOf, type KvRouterConfig } from "./kv-rout
 
 /** Fields whose feature is missing: any value but the default asks for it. */
 const withoutFeature: readonly (keyof KvRouterConfig)[] = [
-  "hostCacheHitWeight",
-  "diskCacheHitWeight",
   "sharedCacheType",
   "sharedCacheMultiplier",
   "durableKvEvents",

@@ -9,14 +9,19 @@
  *
  * - Recovery never blocks routing: until a holder is synced it is routed by load alone.
  * - A dump fills an invisible copy of the holder in slices and takes its place in one step.
- * - Only device memory is counted; events of other tiers move the cursor and change nothing.
  */
 import type { CancelTimer, Clock } from "../base/clock.ts";
 import { sleep } from "../base/clock.ts";
 import type { CursorAction, RecoveryResult } from "../core/event-cursor.ts";
 import { EventCursor } from "../core/event-cursor.ts";
-import type { KvIndex } from "../core/kv-index.ts";
-import type { KvEvent, KvEventBatch } from "../protocol/kv-events.ts";
+import type { KvIndex, Tier } from "../core/kv-index.ts";
+import {
+  type KvEvent,
+  type KvEventBatch,
+  type RemovedEvent,
+  type StoredEvent,
+  storageTiers,
+} from "../protocol/kv-events.ts";
 import type { KvAnswer } from "../protocol/kv-query.ts";
 import {
   type EventStatus,
@@ -242,14 +247,16 @@ function perform(
 function applyEvent({ index, counters }: Intake, { slot }: Holder, event: KvEvent): void {
   // The cursor turns a `cleared` into an action of its own.
   if (event.type === "cleared") return;
-  let status: EventStatus = "other_tier";
-  if (event.tier === "device") {
-    status =
-      event.type === "stored"
-        ? index.store(slot, event.parent, event.blocks)
-        : index.remove(slot, event.hashes);
-  }
+  const tier = tierOf(event);
+  const status: EventStatus =
+    event.type === "stored"
+      ? index.store(slot, event.parent, event.blocks, tier)
+      : index.remove(slot, event.hashes, tier);
   counters.events[event.type][status]++;
+}
+
+function tierOf(event: StoredEvent | RemovedEvent): Tier {
+  return storageTiers.indexOf(event.tier) as Tier;
 }
 
 function startRecovery(
@@ -319,8 +326,9 @@ async function stageDump(
     if (from > 0) await sleep(clock, 0, signal);
     if (signal.aborted) return;
     for (const event of events.slice(from, from + dumpSliceEvents)) {
-      if (event.type !== "stored" || event.tier !== "device") continue;
-      const result = index.storeStaged(holder.slot, event.parent, event.blocks);
+      if (event.type !== "stored") continue;
+      const { parent, blocks } = event;
+      const result = index.storeStaged(holder.slot, parent, blocks, tierOf(event));
       if (result !== "ok") counters.dumpRefused++;
     }
   }

@@ -4,8 +4,8 @@ import type { KvEvent } from "../protocol/kv-events.ts";
 
 export type EventType = KvEvent["type"];
 
-/** What became of an event: the index's answer, or a tier that is not counted. */
-export type EventStatus = StoreResult | RemoveResult | "other_tier";
+/** What became of an event: the index's answer. */
+export type EventStatus = StoreResult | RemoveResult;
 
 /**
  * Why a holder's worker is asked for events: its holder is new, events are missing, its process
@@ -45,7 +45,6 @@ export function newIntakeCounters(): IntakeCounters {
     block_not_found: 0,
     invalid_block: 0,
     capacity: 0,
-    other_tier: 0,
   });
   return {
     events: { stored: events(), removed: events(), cleared: events() },

@@ -87,26 +87,30 @@ function bestWorker({ choice }: QuestionOptions, question: Question): unknown {
   return Number.isSafeInteger(number) ? number : workerId;
 }
 
-/** Only device memory is counted: the slower tiers and the shared cache are zero. */
+/** Host and disk are cumulative, their extensions are not; there is no shared cache. */
 function overlapScores({ choice, roster, rules }: QuestionOptions, question: Question): unknown {
   const query = question.query();
-  const depths = choice.match(query);
+  const { device, hostExt, diskExt } = choice.match(query);
+  const { overlapScoreCredit, hostCacheHitWeight, diskCacheHitWeight } = query.settings.weights;
   const slots = Array.from(roster.order.subarray(0, roster.count));
   return {
     block_size: rules.blockSize,
     num_blocks: query.blocks,
     workers: slots.map((slot) => {
-      const device = depths[slot] ?? 0;
+      const inDevice = device[slot] ?? 0;
+      const inHost = hostExt?.[slot] ?? 0;
+      const onDisk = diskExt?.[slot] ?? 0;
+      const slowCredit = hostCacheHitWeight * inHost + diskCacheHitWeight * onDisk;
       return {
         worker_id: roster.workerAt(slot)?.workerId,
         dp_rank: roster.dpRankAt(slot),
-        device_blocks: device,
-        host_pinned_blocks: device,
-        disk_blocks: device,
-        host_pinned_extension_blocks: 0,
-        disk_extension_blocks: 0,
+        device_blocks: inDevice,
+        host_pinned_blocks: inDevice + inHost,
+        disk_blocks: inDevice + inHost + onDisk,
+        host_pinned_extension_blocks: inHost,
+        disk_extension_blocks: onDisk,
         shared_beyond_device_blocks: null,
-        router_credit_blocks: query.settings.weights.overlapScoreCredit * device,
+        router_credit_blocks: overlapScoreCredit * inDevice + slowCredit,
       };
     }),
     shared_cache: { enabled: false, total_hit_blocks: 0, ranges: [], error: null },

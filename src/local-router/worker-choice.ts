@@ -2,7 +2,6 @@
  * One choice of a worker with everything around the pure decision: the index's match, the workers
  * that are held out, the times of each step. Asking and choosing share all of it but the booking.
  */
-import type { Clock } from "../base/clock.ts";
 import { TiergridError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
 import {
@@ -15,20 +14,15 @@ import {
   explain,
   type RefusedChoice,
 } from "../core/decision.ts";
-import type { KvIndex } from "../core/kv-index.ts";
-import type { PredictedIndex } from "../core/predicted-index.ts";
 import type { WorkerConstraints } from "../core/worker-roster.ts";
+import { createOverlapMatch, type OverlapMatch, type OverlapSources } from "./overlap-match.ts";
 import type { RouteQuery } from "./route-query.ts";
 import type { WorkerDirectory } from "./worker-directory.ts";
 
-export interface ChoiceContext {
-  readonly clock: Clock;
+export interface ChoiceContext extends OverlapSources {
   readonly random: Random;
   readonly tables: ChoiceTables;
   readonly directory: WorkerDirectory;
-  readonly index: KvIndex | undefined;
-  /** Taught by every choice; the larger overlap of both indexes counts. */
-  readonly predicted: PredictedIndex | undefined;
   /** Told of every booking that `choose` makes. */
   readonly onBooked: (key: string, worker: ChosenWorker) => void;
   /** Told how long a choice's match, and all of it, took. */
@@ -50,34 +44,20 @@ export interface WorkerChoice {
   choose(query: RouteQuery, key: string, excluded: Excluded): Choice;
   /** The decision `choose` would take, without booking; ties are drawn elsewhere. */
   ask(query: RouteQuery, excluded: Excluded): Decision;
-  /** Cached blocks per holder slot; valid until the next call. */
-  match(query: RouteQuery): Int32Array;
+  /** Cached blocks of the prompt per holder slot. */
+  readonly match: OverlapMatch;
 }
 
 export function createWorkerChoice(context: ChoiceContext, askRandom: Random): WorkerChoice {
-  const { clock, tables, random, index, predicted, onTimes } = context;
-  let depths = new Int32Array(0);
-  let predictedDepths = new Int32Array(0);
-  const match = (query: RouteQuery): Int32Array => {
-    const slots = Math.max(index?.slots ?? 0, predicted?.slots ?? 0);
-    if (depths.length < slots) {
-      depths = new Int32Array(2 * slots);
-      predictedDepths = new Int32Array(2 * slots);
-    }
-    index?.match(query.sequence, query.blocks, depths);
-    if (!predicted) return depths;
-    predicted.match(query.sequence, query.blocks, predictedDepths, clock.nowMs());
-    if (!index) return predictedDepths;
-    raise(depths, predictedDepths);
-    return depths;
-  };
+  const { clock, tables, random, predicted, onTimes } = context;
+  const match = createOverlapMatch(context);
   const requestOf = (query: RouteQuery, key: string): ChoiceRequest => ({
     key,
     nowMs: clock.nowMs(),
     islTokens: query.islTokens,
     sequence: query.tracked,
     privateBlocks: query.privateBlocks,
-    overlap: { device: match(query) },
+    overlap: match(query),
     constraints: query.constraints,
     preferredTaints: query.preferredTaints,
     settings: query.settings,
@@ -93,6 +73,7 @@ export function createWorkerChoice(context: ChoiceContext, askRandom: Random): W
       );
       onTimes(matchedMs - startMs, clock.nowMs() - startMs);
       if (choice.outcome === "chosen") {
+        // Every choice teaches the predicted index.
         predicted?.record(choice.slot, query.sequence, query.blocks, request.nowMs);
         context.onBooked(key, choice);
       }
@@ -109,14 +90,6 @@ export function createWorkerChoice(context: ChoiceContext, askRandom: Random): W
       return decision;
     },
   };
-}
-
-/** Each entry of `depths` becomes the larger one of both. */
-function raise(depths: Int32Array, others: Int32Array): void {
-  for (let slot = 0; slot < others.length; slot++) {
-    const depth = others[slot] ?? 0;
-    if (depth > (depths[slot] ?? 0)) depths[slot] = depth;
-  }
 }
 
 /**

@@ -1,4 +1,4 @@
-/** The smallest whole fleet: one aggregated pool with one local router and one worker. */
+/** The smallest whole fleet: one aggregated pool, with one local router and one worker or more. */
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -31,11 +31,14 @@ export interface AggFleet extends Fleet {
 export interface AggArgs {
   readonly local?: readonly string[];
   readonly worker?: readonly string[];
+  /** Default 1: `local`; more are `local 1` and so on. */
+  readonly locals?: number;
+  readonly workers?: number;
 }
 
 export function createAggFleet(
   natsUrl: string,
-  { local = [], worker = [] }: AggArgs = {},
+  { local = [], worker = [], locals = 1, workers = 1 }: AggArgs = {},
 ): AggFleet {
   const folder = mkdtempSync(join(tmpdir(), "tiergrid-agg-"));
   const config = join(folder, "agg.json");
@@ -44,10 +47,17 @@ export function createAggFleet(
   const named = ["--model-name", "mock-model"];
   const parts: readonly Part[] = [
     { name: "global", args: ["global", "--config", config, ...named, "--http-port", "0"] },
-    { name: "local", args: ["local", ...served, "--router-block-size", "64", ...local] },
-    { name: "worker", args: ["worker", "mock", ...served, ...worker] },
+    ...several("local", locals, ["local", ...served, "--router-block-size", "64", ...local]),
+    ...several("worker", workers, ["worker", "mock", ...served, ...worker]),
   ];
   return Object.assign(createFleet(natsUrl, parts), {
     forget: () => rmSync(folder, { recursive: true, force: true }),
   });
+}
+
+function several(name: string, count: number, args: readonly string[]): Part[] {
+  return Array.from({ length: count }, (_, at) => ({
+    name: at === 0 ? name : `${name} ${at}`,
+    args,
+  }));
 }

@@ -4,8 +4,11 @@
  * `overlap_score_weight` is mapped within its source, then they are merged over the defaults and
  * the rules between fields are checked.
  */
+
+import { TiergridError } from "../base/errors.ts";
 import type { QueueDepthRule, QueueOrder } from "../core/admission-queue.ts";
 import type { ChoiceSettings, WorkerPolicy } from "../core/decision.ts";
+import { readPerfModel } from "../core/perf-model.ts";
 import { type ConfigFault, sortFaults } from "./config-fault.ts";
 import { kvRouterSchemaFaults, type Settings } from "./kv-router-schema.ts";
 
@@ -42,6 +45,14 @@ export interface KvRouterConfig {
   readonly serveIndexer: boolean;
   readonly routerEnableCacheControl: boolean;
   readonly skipInitialWorkerWait: boolean;
+  readonly routerCostMode: "blocks" | "latency";
+  readonly routerPrefillExternality: number;
+  readonly routerDecodeHarmWeight: number;
+  readonly routerKvUsageWeight: number;
+  readonly routerExpectedOutputTokens: number;
+  readonly routerGpusPerWorker: number;
+  /** Profile of workers that announce none, as `readPerfModel` takes it; null = polynomial. */
+  readonly routerPerfModel: unknown;
 }
 
 export const defaultKvRouterConfig: KvRouterConfig = Object.freeze({
@@ -77,6 +88,13 @@ export const defaultKvRouterConfig: KvRouterConfig = Object.freeze({
   serveIndexer: false,
   routerEnableCacheControl: false,
   skipInitialWorkerWait: false,
+  routerCostMode: "blocks",
+  routerPrefillExternality: 2,
+  routerDecodeHarmWeight: 0.006,
+  routerKvUsageWeight: 1,
+  routerExpectedOutputTokens: 340,
+  routerGpusPerWorker: 1,
+  routerPerfModel: null,
 });
 
 export type KvRouterConfigResult =
@@ -278,7 +296,20 @@ function ruleFaults(config: KvRouterConfig): ConfigFault[] {
     config.overlapScoreCredit > 0, "serveIndexer", "requires overlap_score_credit > 0");
   require(useKvEvents ||
     config.routerPredictedTtlSecs === null, "routerPredictedTtlSecs", "requires use_kv_events");
+  const profileFault = perfModelFault(config.routerPerfModel);
+  require(profileFault === undefined, "routerPerfModel", profileFault ?? "");
   return faults;
+}
+
+function perfModelFault(profile: unknown): string | undefined {
+  if (profile === null) return undefined;
+  try {
+    readPerfModel(profile);
+    return undefined;
+  } catch (thrown) {
+    if (thrown instanceof TiergridError) return thrown.message;
+    throw thrown;
+  }
 }
 
 /** Settings that have a meaning, but none together with the others. */
@@ -288,9 +319,19 @@ function warningsOf(config: KvRouterConfig, given: Settings): ConfigFault[] {
       .filter((key) => given[key] !== undefined)
       .map((key) => ({ pointer: `/${key}`, reason: "no-effect", message }));
   const durableOnly = ["router_snapshot_threshold", "router_reset_states"];
+  const latencyOnly = [
+    "router_prefill_externality",
+    "router_decode_harm_weight",
+    "router_kv_usage_weight",
+    "router_expected_output_tokens",
+    "router_gpus_per_worker",
+    "router_perf_model",
+  ];
+  const isLatency = config.routerCostMode === "latency";
   const eventlessOnly = ["router_ttl_secs", "router_max_tree_size", "router_prune_target_ratio"];
   return [
     ...(config.durableKvEvents ? [] : idle(durableOnly, "has no effect without durable_kv_events")),
+    ...(isLatency ? [] : idle(latencyOnly, "has no effect without router_cost_mode latency")),
     ...(config.useKvEvents ? idle(eventlessOnly, "has no effect while use_kv_events is on") : []),
   ];
 }

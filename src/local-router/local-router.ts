@@ -16,6 +16,7 @@ import { mulberry32, type Random, randomId, randomU32 } from "../base/random.ts"
 import { updateBusyThresholds } from "../config/busy-thresholds.ts";
 import { subscribesToKvEvents } from "../config/kv-router-config.ts";
 import { createKvIndex } from "../core/create-kv-index.ts";
+import type { QueueOrder } from "../core/admission-queue.ts";
 import { choiceTables } from "../core/decision.ts";
 import type { IndexMode, IndexStats } from "../core/kv-index.ts";
 import { defaultLoadLimits, WorkerLoad } from "../core/worker-load.ts";
@@ -28,8 +29,15 @@ import type { EchoGate } from "../runtime/echo-gate.ts";
 import type { Log } from "../runtime/log.ts";
 import { type Administered, serveThresholds } from "./admin-routes.ts";
 import { startDigestCheck } from "./digest-check.ts";
+import {
+  type DurableModeOptions,
+  type DurableModeTables,
+  durableLogOf,
+  startDurableMode,
+} from "./durable-mode.ts";
 import { createEventIntake, type HolderStates } from "./event-intake.ts";
 import { collectEventsAtScrape } from "./event-metrics.ts";
+import { type HeldIntake, holdIntake } from "./held-intake.ts";
 import {
   collectAtScrape,
   type LocalMetrics,
@@ -54,7 +62,7 @@ import { type SilenceCheck, startSilenceCheck } from "./silence-check.ts";
 import { createWorkerChoice, nothingExcluded, type WorkerChoice } from "./worker-choice.ts";
 import { type OverlapTables, type WorkerDirectory, watchWorkers } from "./worker-directory.ts";
 
-export interface LocalRouterOptions extends PoolRules {
+export interface LocalRouterOptions extends PoolRules, Pick<DurableModeOptions, "durableLog"> {
   readonly bus: Bus;
   readonly clock: Clock;
   readonly random: Random;
@@ -71,6 +79,8 @@ export interface LocalRouterOptions extends PoolRules {
   readonly version: string;
   /** `identity` only when every engine names blocks by the router's own hashes. */
   readonly indexMode?: IndexMode;
+  /** Absent = the config's policy. */
+  readonly queueOrder?: QueueOrder;
 }
 
 /** One data-parallel rank as it stands in the books. */
@@ -114,12 +124,10 @@ export interface LocalStats {
 }
 
 /** What the router knows: load, cached blocks, workers. */
-interface Tables {
+interface Tables extends DurableModeTables {
   readonly roster: WorkerRoster;
   readonly load: WorkerLoad;
-  readonly overlap: OverlapTables | undefined;
   readonly prediction: Prediction | undefined;
-  readonly directory: WorkerDirectory;
   readonly silence: SilenceCheck | undefined;
 }
 
@@ -129,17 +137,20 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
   const inst = String(randomId(random));
   const tables = createTables(options);
   const { roster, load, overlap, prediction, directory, silence } = tables;
+  const durable = startDurableMode(options, tables, inst);
   const series = localSeries(metrics);
   const sync = options.config.routerReplicaSync
     ? startReplicaSync({ ...options, inst, load, directory })
     : undefined;
   const bookings: BookingListener = sync ?? nobodyListens;
   const choice = choiceOf(options, tables, series, bookings);
+  const admission = admissionOf(options, tables, choice);
   const serving = servingLatch(options, directory);
   const perWorker = workerSeries(metrics, options.role);
   const { namespace } = endpoint;
   const policy = createLocalPolicy({
     ...{ inst, namespace, clock, metrics, series, serving, choice, load, directory, bookings },
+    admission,
     rules: options,
     workerSeries: perWorker,
     onAnswered: (workerId) => silence?.ended(workerId),
@@ -149,7 +160,7 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
     ...{ ...options, inst, roster, choice, directory, serving, dispatcher },
     followsEvents: overlap !== undefined,
     predicts: prediction !== undefined,
-    pending: () => ({ count: 0, islTokens: 0 }),
+    pending: () => admission?.pending ?? nobodyWaits,
     bookings: callerBookings(options, load, bookings),
   });
   directory.listen({
@@ -196,6 +207,7 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
       dispatcher.close();
       sync?.close();
       closeTables(tables);
+      await durable?.close();
     },
   };
 }
@@ -238,10 +250,13 @@ function createTables(options: LocalRouterOptions): Tables {
   const roster = new WorkerRoster(options.thresholds);
   const load = new WorkerLoad(random);
   let overlap: OverlapTables | undefined;
+  let held: HeldIntake | undefined;
   if (subscribesToKvEvents(config)) {
     const index = createKvIndex({ mode: indexMode, random, chain: blockHasher.chain });
     const query = createRecoveryQuery(bus, clock);
-    const intake = createEventIntake({ index, clock, query });
+    const events = createEventIntake({ index, clock, query });
+    held = durableLogOf(options) && holdIntake(events);
+    const intake = held ?? events;
     const digests = startDigestCheck({
       clock,
       digestOf: (slot) => index.digestOf(slot),
@@ -254,7 +269,7 @@ function createTables(options: LocalRouterOptions): Tables {
   const silence =
     overlap && startSilenceCheck({ ...options, workers, eventsOf: overlap.intake.eventsOf });
   const prediction = startPrediction({ ...options, directory });
-  return { roster, load, overlap, prediction, directory, silence };
+  return { roster, load, overlap, held, prediction, directory, silence };
 }
 
 function administrationOf(
@@ -310,6 +325,22 @@ function choiceOf(
   };
   return createWorkerChoice(context, mulberry32(randomU32(random)));
 }
+
+/** The queue in front of the workers, woken by whatever makes room. */
+function admissionOf(
+  options: LocalRouterOptions,
+  { load, directory }: Tables,
+  choice: WorkerChoice,
+): Admission | undefined {
+  const order = options.queueOrder ?? options.config.routerQueuePolicy;
+  const admission = createAdmission({ ...options, rules: options, order, choice, directory });
+  if (!admission) return undefined;
+  load.onRelief = admission.wake;
+  directory.listen({ added: admission.wake, removed: admission.wake, changed: admission.wake });
+  return admission;
+}
+
+const nobodyWaits: PendingRequests = Object.freeze({ count: 0, islTokens: 0 });
 
 /** True from the moment that enough workers were there at once. */
 function servingLatch(

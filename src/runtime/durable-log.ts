@@ -81,7 +81,8 @@ export interface DurableLog {
   consumers(): Promise<readonly ConsumerView[]>;
   /** A consumer that is missing is fine. */
   deleteConsumer(name: string): Promise<void>;
-  putObject(name: string, object: DurableObject): Promise<void>;
+  /** The parts follow each other. */
+  putObject(name: string, parts: readonly Uint8Array[], note: string): Promise<void>;
   getObject(name: string): Promise<DurableObject | undefined>;
   /** The object's note, without its bytes. */
   noteOf(name: string): Promise<string | undefined>;

@@ -123,8 +123,8 @@ function logOf(store: Store): DurableLog {
         })),
       ),
     deleteConsumer: (name) => call(() => void store.positions.delete(name)),
-    putObject: (name, { bytes, note }) =>
-      call(() => void store.objects.set(name, { bytes: bytes.slice(), note })),
+    putObject: (name, parts, note) =>
+      call(() => void store.objects.set(name, { bytes: Buffer.concat(parts), note })),
     getObject: (name) =>
       call(() => {
         const object = store.objects.get(name);

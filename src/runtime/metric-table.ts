@@ -131,6 +131,7 @@ export const requestPlaneMetrics = {
 
 /** Labels of one data-parallel rank of a worker. */
 const rankLabels = ["worker_id", "dp_rank", "worker_type"] as const;
+const queueLabels = ["model", "worker_type", "policy_class"] as const;
 
 /** The local router of one pool. */
 export const localRouterMetrics = {
@@ -176,6 +177,21 @@ export const localRouterMetrics = {
   tiergrid_index_nodes: gauge("Blocks known to the index, each counted once"),
   tiergrid_index_blocks: gauge("(worker, block) pairs in the index"),
   tiergrid_index_bytes_estimate: gauge("Bytes of the index tables"),
+  dynamo_frontend_router_queue_pending_requests: gauge("Requests that wait for room", queueLabels),
+  dynamo_frontend_router_queue_pending_isl_tokens: gauge("Their prompt tokens", queueLabels),
+  dynamo_frontend_router_queue_pending_cached_tokens: gauge(
+    "Their prompt tokens that some worker had cached when they came",
+    queueLabels,
+  ),
+  dynamo_frontend_router_queue_wait_seconds: histogram(
+    "Time in the queue of requests that left it for a worker",
+    buckets.ttft,
+    queueLabels,
+  ),
+  dynamo_frontend_router_queue_backpressure_total: counter(
+    "Requests refused because they would have had to wait, or too many did",
+    [...queueLabels, "reason"],
+  ),
   tiergrid_predicted_blocks: gauge("(worker, block) pairs believed cached since a prompt was sent"),
   tiergrid_predicted_bytes: gauge("Bytes of the tables of predicted blocks"),
   tiergrid_predicted_blocks_forgotten_total: counter("Predicted blocks dropped, by what", ["by"]),
@@ -195,6 +211,17 @@ export const localRouterMetrics = {
     "Age of a replica's oldest change at its arrival, over the fastest message's way",
     buckets.accept,
   ),
+  tiergrid_durable_following: gauge("1 while the durable stream is followed"),
+  tiergrid_durable_sequence: gauge("Newest message of the stream that was applied"),
+  tiergrid_durable_snapshot_sequence: gauge("Newest message that the snapshot contains"),
+  tiergrid_durable_stream_messages: gauge("Messages the stream keeps"),
+  tiergrid_durable_absent_workers: gauge("Restored workers that have not appeared"),
+  tiergrid_durable_messages_total: counter("Messages of the stream by what became of them", [
+    "outcome",
+  ]),
+  tiergrid_durable_snapshots_total: counter("Snapshots by what became of them", ["outcome"]),
+  tiergrid_durable_restored_ranks_total: counter("Ranks restored from a snapshot"),
+  tiergrid_durable_rebuilds_total: counter("Times the stream began anew"),
   tiergrid_kv_prediction_error_tokens: histogram(
     "Distance of predicted and reported cached tokens",
     buckets.isl,

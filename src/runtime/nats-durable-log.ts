@@ -105,18 +105,13 @@ export function createNatsDurableLog(options: NatsDurableLogOptions): DurableLog
       run(session, callMs, async ({ jsm }) => {
         await unlessMissing(jsm.consumers.delete(stream, name));
       }),
-    putObject: (name, object) =>
+    putObject: (name, parts, note) =>
       run(session, objectMs, async (life) => {
-        const meta = {
-          name,
-          description: object.note,
-          options: { max_chunk_size: objectChunkBytes },
-        };
-        await (await bucketOf(life, names)).put(meta, streamOf(object.bytes, options.clock), {
-          timeout: objectMs,
-        });
+        const bucket = await bucketOf(life, names);
+        const meta = { name, description: note, options: { max_chunk_size: objectChunkBytes } };
+        await bucket.put(meta, streamOf(parts, options.clock), { timeout: objectMs });
       }),
-    getObject: (name) => run(session, objectMs, (life) => getObject(life, names, name)),
+    getObject: (name) => run(session, objectMs, (life) => getObject(session, life, name)),
     noteOf: (name) =>
       run(session, callMs, async (life) => {
         const info = await (await bucketOf(life, names)).info(name);
@@ -294,39 +289,67 @@ function bucketOf({ js }: Life, { bucket }: DurableNames): Promise<ObjectStore> 
 }
 
 /** A chunk per turn of the event loop: the client hashes what it sends. */
-function streamOf(bytes: Uint8Array, clock: Clock): ReadableStream<Uint8Array> {
+function streamOf(parts: readonly Uint8Array[], clock: Clock): ReadableStream<Uint8Array> {
+  let part = 0;
   let at = 0;
   return new ReadableStream<Uint8Array>({
     async pull(controller) {
-      if (at >= bytes.length) return controller.close();
       await sleep(clock, 0);
-      controller.enqueue(bytes.subarray(at, at + objectChunkBytes));
-      at += objectChunkBytes;
+      const bytes = parts[part];
+      if (!bytes) return controller.close();
+      const chunk = bytes.subarray(at, at + objectChunkBytes);
+      at += chunk.length;
+      if (at === bytes.length) {
+        part += 1;
+        at = 0;
+      }
+      controller.enqueue(chunk);
     },
   });
 }
 
 async function getObject(
+  session: Session,
   life: Life,
-  names: DurableNames,
   name: string,
 ): Promise<DurableObject | undefined> {
-  const found = await (await bucketOf(life, names)).get(name);
+  const found = await (await bucketOf(life, session.names)).get(name);
   if (found === null) return undefined;
-  const bytes = new Uint8Array(found.info.size);
-  let at = 0;
+  const { size, description } = found.info;
+  const bytes = new Uint8Array(size);
   try {
-    for await (const chunk of found.data) {
-      bytes.set(chunk, at);
-      at += chunk.length;
-    }
-    if (at !== bytes.length) throw new Error(`${at} of ${bytes.length} bytes`);
+    await readChunks(session, found.data, bytes);
     await found.error;
   } catch (thrown) {
     const message = `object ${name}: ${toTiergridError(thrown).message}`;
     throw new TiergridError("malformed_reply", message);
   }
-  return { bytes, note: found.info.description ?? "" };
+  return { bytes, note: description ?? "" };
+}
+
+/** Fills `bytes`; a chunk that is missing on the server shows as silence. */
+async function readChunks(
+  { clock }: Session,
+  data: ReadableStream<Uint8Array>,
+  bytes: Uint8Array,
+): Promise<void> {
+  const reader = data.getReader();
+  let at = 0;
+  for (;;) {
+    const wait = new AbortController();
+    const late = sleep(clock, callMs, wait.signal).then(() => undefined);
+    const read = await Promise.race([reader.read(), late]);
+    wait.abort();
+    if (read?.value) {
+      bytes.set(read.value, at);
+      at += read.value.length;
+    } else if (read?.done && at === bytes.length) return;
+    else {
+      // Its outcome is the same as ours.
+      reader.cancel().catch(() => {});
+      throw new Error(`${at} of ${bytes.length} bytes came`);
+    }
+  }
 }
 
 async function takeLock(

@@ -124,8 +124,8 @@ export function durableLogConformance(start: () => Promise<DurableLogUnderTest>)
     expect(await log.getObject("radix-state")).toBeUndefined();
     expect(await log.noteOf("radix-state")).toBeUndefined();
     const large = new Uint8Array(700_000).map((_, i) => i * 7);
-    await log.putObject("radix-state", { bytes: bytes("small"), note: "1" });
-    await log.putObject("radix-state", { bytes: large, note: "2" });
+    await log.putObject("radix-state", [bytes("small")], "1");
+    await log.putObject("radix-state", [large.subarray(0, 5), large.subarray(5)], "2");
     const found = await other.getObject("radix-state");
     expect(found?.note).toBe("2");
     expect(Buffer.compare(found?.bytes ?? new Uint8Array(0), large)).toBe(0);
@@ -138,7 +138,7 @@ export function durableLogConformance(start: () => Promise<DurableLogUnderTest>)
 
   it("resets messages and objects, and numbers on", async () => {
     await append("a");
-    await log.putObject("radix-state", { bytes: bytes("x"), note: "1" });
+    await log.putObject("radix-state", [bytes("x")], "1");
     await log.reset();
     expect(await log.getObject("radix-state")).toBeUndefined();
     expect(await log.state()).toEqual({ firstSequence: 2, lastSequence: 1, messages: 0 });

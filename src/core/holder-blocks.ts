@@ -2,17 +2,18 @@
  * All blocks of one holder with what a dump needs: a worker's own index, per rank.
  *
  *   names (EngineNames)           table (LaneTable)     columns, 7 words per slot
- *   engine hash -> own key  ──▶   own key -> slot  ──▶  [ engine hash | local | parent's own | kind ]
+ *   engine hash -> own key  ──▶   own key -> slot  ──▶  [ engine hash | local | parent's own | state ]
  *
+ * - `state` = kind | tiers << 2, with bit 1 << tier per storage tier that has the block.
  * - Same rules and results as `KvIndex.store` and `remove` in opaque mode; own keys are chained.
  * - A block knows its parent by own key, so the dump names the parent as the engine does at the time.
  */
 import type { Random } from "../base/random.ts";
-import type { StoredEvent } from "../protocol/kv-events.ts";
+import { type StoredEvent, storageTiers } from "../protocol/kv-events.ts";
 import type { U64 } from "../protocol/u64.ts";
 import { grownUint32 } from "./column.ts";
 import { EngineNames } from "./engine-names.ts";
-import type { BlockDigest, ChainHashes, RemoveResult, StoreResult } from "./kv-index.ts";
+import type { BlockDigest, ChainHashes, RemoveResult, StoreResult, Tier } from "./kv-index.ts";
 import { LaneTable } from "./lane-table.ts";
 import { RepeatCheck } from "./repeat-check.ts";
 
@@ -20,6 +21,8 @@ const slotWords = 7;
 const free = 0;
 const root = 1;
 const inner = 2;
+const kindBits = 3;
+const tierShift = 2;
 const runBlocksMax = 4096;
 
 export class HolderBlocks {
@@ -48,7 +51,11 @@ export class HolderBlocks {
   }
 
   /** Stores blocks, four words each, behind `parent`; see `KvIndex.store`. */
-  store(parent: U64 | undefined, blocks: Uint32Array): Exclude<StoreResult, "capacity"> {
+  store(
+    parent: U64 | undefined,
+    blocks: Uint32Array,
+    tier: Tier,
+  ): Exclude<StoreResult, "capacity"> {
     const count = blocks.length >>> 2;
     if (count === 0) return "ok";
     if (this.#repeatCheck.breaksRules(parent, blocks)) return "invalid_block";
@@ -67,21 +74,22 @@ export class HolderBlocks {
       own[2 * block + 3] = blocks[4 * block + 1]!;
     }
     this.#chain(own, parent ? 1 : 2, count + 1);
+    const tiers = 1 << (tier + tierShift);
     for (let block = 1; block <= count; block++) {
-      this.#storeBlock(blocks, block, block > 1 || parent !== undefined);
+      const kind = block > 1 || parent !== undefined ? inner : root;
+      this.#storeBlock(blocks, block, kind | tiers);
     }
     return "ok";
   }
 
-  /** Removes blocks by engine hash, two words each. */
-  remove(hashes: Uint32Array): RemoveResult {
+  /** Removes blocks of one tier by engine hash, two words each. */
+  remove(hashes: Uint32Array, tier: Tier): RemoveResult {
     let result: RemoveResult = "ok";
     for (let word = 0; word + 1 < hashes.length; word += 2) {
       const at = this.#names.find(hashes[word]!, hashes[word + 1]!);
-      const current = at >= 0 && !this.#names.isReplaced(at);
-      if (current) this.#drop(this.#names.ownLo, this.#names.ownHi);
-      else result = "block_not_found";
-      if (at >= 0) this.#names.removeAt(at);
+      if (at >= 0 && this.#names.isReplaced(at)) this.#names.removeAt(at);
+      else if (at >= 0 && this.#dropTier(at, tier)) continue;
+      result = "block_not_found";
     }
     return result;
   }
@@ -124,22 +132,39 @@ export class HolderBlocks {
     if (!isHeld) return;
     way.reverse();
     let parent = isRoot ? undefined : this.#nameOf(above);
-    for (let from = 0; from < way.length; from += runBlocksMax) {
-      const run = way.slice(from, from + runBlocksMax);
-      const blocks = new Uint32Array(4 * run.length);
-      run.forEach((slot, block) => {
-        const at = slotWords * slot;
-        blocks[4 * block] = this.#columns[at + 2]!;
-        blocks[4 * block + 1] = this.#columns[at + 3]!;
-        blocks[4 * block + 2] = this.#columns[at]!;
-        blocks[4 * block + 3] = this.#columns[at + 1]!;
-      });
-      events.push({ type: "stored", eventId: events.length, tier: "device", parent, blocks });
+    for (let from = 0; from < way.length; ) {
+      const run = this.#runAt(way, from);
+      const blocks = this.#blocksOf(run);
+      for (const [tier, name] of storageTiers.entries()) {
+        if (((this.#tiers(run[0]!) >>> tier) & 1) === 0) continue;
+        events.push({ type: "stored", eventId: events.length, tier: name, parent, blocks });
+      }
       parent = this.#nameOf(run.at(-1)!);
+      from += run.length;
     }
   }
 
-  #storeBlock(blocks: Uint32Array, block: number, hasParent: boolean): void {
+  /** The slots of `way` from `from` that one event can store: of equal tiers, and not too many. */
+  #runAt(way: readonly number[], from: number): number[] {
+    const tiers = this.#tiers(way[from]!);
+    let end = from + 1;
+    while (end < way.length && end < from + runBlocksMax && this.#tiers(way[end]!) === tiers) end++;
+    return way.slice(from, end);
+  }
+
+  #blocksOf(run: readonly number[]): Uint32Array {
+    const blocks = new Uint32Array(4 * run.length);
+    for (let block = 0; block < run.length; block++) {
+      const at = slotWords * run[block]!;
+      blocks[4 * block] = this.#columns[at + 2]!;
+      blocks[4 * block + 1] = this.#columns[at + 3]!;
+      blocks[4 * block + 2] = this.#columns[at]!;
+      blocks[4 * block + 3] = this.#columns[at + 1]!;
+    }
+    return blocks;
+  }
+
+  #storeBlock(blocks: Uint32Array, block: number, state: number): void {
     const names = this.#names;
     const lo = this.#own[2 * block]! | 0;
     const hi = this.#own[2 * block + 1]! | 0;
@@ -154,7 +179,10 @@ export class HolderBlocks {
         if (!wasReplaced) this.#drop(names.ownLo, names.ownHi);
         names.repoint(at, lo, hi);
         wasReplaced = false;
-      } else if (!wasReplaced) return;
+      } else if (!wasReplaced) {
+        this.#columns[slotWords * this.#slotOf(lo, hi) + 6]! |= state;
+        return;
+      }
     }
     const found = this.#table.find(lo, hi);
     names.makeCurrent(at, found >= 0, wasReplaced);
@@ -164,9 +192,9 @@ export class HolderBlocks {
     this.#columns[column + 1] = nameHi;
     this.#columns[column + 2] = blocks[4 * block - 4]!;
     this.#columns[column + 3] = blocks[4 * block - 3]!;
-    this.#columns[column + 4] = hasParent ? this.#own[2 * block - 2]! : 0;
-    this.#columns[column + 5] = hasParent ? this.#own[2 * block - 1]! : 0;
-    this.#columns[column + 6] = hasParent ? inner : root;
+    this.#columns[column + 4] = this.#own[2 * block - 2]!;
+    this.#columns[column + 5] = this.#own[2 * block - 1]!;
+    this.#columns[column + 6] = (found >= 0 ? this.#columns[column + 6]! : free) | state;
   }
 
   #newSlot(lo: number, hi: number): number {
@@ -178,6 +206,20 @@ export class HolderBlocks {
     this.#xorLo ^= lo;
     this.#xorHi ^= hi;
     return slot;
+  }
+
+  /** Takes the block of the name at `at` out of a tier; false when it is not in it. */
+  #dropTier(at: number, tier: Tier): boolean {
+    const { ownLo, ownHi } = this.#names;
+    const state = slotWords * this.#slotOf(ownLo, ownHi) + 6;
+    const bit = 1 << (tier + tierShift);
+    if ((this.#columns[state]! & bit) === 0) return false;
+    this.#columns[state]! &= ~bit;
+    if (this.#columns[state]! >>> tierShift === 0) {
+      this.#drop(ownLo, ownHi);
+      this.#names.removeAt(at);
+    }
+    return true;
   }
 
   #drop(lo: number, hi: number): void {
@@ -192,13 +234,22 @@ export class HolderBlocks {
   }
 
   #kind(slot: number): number {
-    return this.#columns[slotWords * slot + 6]!;
+    return this.#columns[slotWords * slot + 6]! & kindBits;
+  }
+
+  #tiers(slot: number): number {
+    return this.#columns[slotWords * slot + 6]! >>> tierShift;
   }
 
   /** Slot of the parent, or -1 when it is not held. */
   #parentOf(slot: number): number {
     const column = slotWords * slot;
-    const at = this.#table.find(this.#columns[column + 4]!, this.#columns[column + 5]!);
+    return this.#slotOf(this.#columns[column + 4]!, this.#columns[column + 5]!);
+  }
+
+  /** Slot of a block, or -1 when it is not held. */
+  #slotOf(lo: number, hi: number): number {
+    const at = this.#table.find(lo, hi);
     return at < 0 ? -1 : this.#table.words[at + 2]!;
   }
 

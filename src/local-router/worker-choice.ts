@@ -4,6 +4,7 @@
  */
 import { TiergridError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
+import { bestCachedTokens, type Room, roomFor } from "../core/admission-gate.ts";
 import {
   type Choice,
   type ChoiceRequest,
@@ -14,7 +15,7 @@ import {
   explain,
   type RefusedChoice,
 } from "../core/decision.ts";
-import type { WorkerConstraints } from "../core/worker-roster.ts";
+import type { SelectionRefusal, WorkerConstraints } from "../core/worker-roster.ts";
 import { createOverlapMatch, type OverlapMatch, type OverlapSources } from "./overlap-match.ts";
 import type { RouteQuery } from "./route-query.ts";
 import type { WorkerDirectory } from "./worker-directory.ts";
@@ -46,6 +47,10 @@ export interface WorkerChoice {
   ask(query: RouteQuery, excluded: Excluded): Decision;
   /** Cached blocks of the prompt per holder slot. */
   readonly match: OverlapMatch;
+  /** Whether a worker that may take the request has booked at most `threshold` batches of prefill. */
+  roomFor(query: RouteQuery, excluded: Excluded, threshold: number): Room | SelectionRefusal;
+  /** Most prompt tokens that one of the workers which may take the request has cached. */
+  bestCachedTokens(query: RouteQuery): number;
 }
 
 export function createWorkerChoice(context: ChoiceContext, askRandom: Random): WorkerChoice {
@@ -68,9 +73,9 @@ export function createWorkerChoice(context: ChoiceContext, askRandom: Random): W
       const startMs = clock.nowMs();
       const request = requestOf(query, key);
       const matchedMs = clock.nowMs();
-      const choice = sparing(context, query.constraints, excluded, (constraints) =>
-        chooseAndBook(tables, { ...request, constraints }, random),
-      );
+      const choose = (constraints: WorkerConstraints): Choice =>
+        chooseAndBook(tables, { ...request, constraints }, random);
+      const choice = sparing(context, query.constraints, excluded, { choose, isNobody });
       onTimes(matchedMs - startMs, clock.nowMs() - startMs);
       if (choice.outcome === "chosen") {
         // Every choice teaches the predicted index.
@@ -82,26 +87,49 @@ export function createWorkerChoice(context: ChoiceContext, askRandom: Random): W
     ask(query, excluded) {
       const request = requestOf(query, "");
       let decision: Decision | undefined;
-      sparing(context, query.constraints, excluded, (constraints) => {
+      const choose = (constraints: WorkerConstraints): Choice => {
         decision = explain(tables, { ...request, constraints }, askRandom);
         return decision.choice;
-      });
+      };
+      sparing(context, query.constraints, excluded, { choose, isNobody });
       if (!decision) throw new TiergridError("internal_error", "no decision was taken");
       return decision;
     },
+    roomFor(query, excluded, threshold) {
+      const nowMs = clock.nowMs();
+      return sparing<Room | SelectionRefusal>(context, query.constraints, excluded, {
+        choose: (constraints) => roomFor(tables, { constraints, nowMs, threshold }),
+        isNobody: (answer) => answer === "no_endpoints",
+      });
+    },
+    bestCachedTokens(query) {
+      const { constraints, settings } = query;
+      const overlap = match(query);
+      return bestCachedTokens(tables, { ...settings, constraints, nowMs: clock.nowMs(), overlap });
+    },
   };
+}
+
+function isNobody(choice: Choice): boolean {
+  return choice.outcome === "refused" && choice.code === "no_endpoints";
+}
+
+interface Chooser<Answer> {
+  readonly choose: (constraints: WorkerConstraints) => Answer;
+  /** True of the answer that no worker is left. */
+  readonly isNobody: (answer: Answer) => boolean;
 }
 
 /**
  * Chooses without the workers to be spared; when that leaves nobody, with them. A pinned request
  * names its worker and spares none.
  */
-function sparing(
+function sparing<Answer>(
   { directory }: ChoiceContext,
   constraints: WorkerConstraints,
   excluded: Excluded,
-  choose: (constraints: WorkerConstraints) => Choice,
-): Choice {
+  { choose, isNobody }: Chooser<Answer>,
+): Answer {
   const held = directory.heldOut();
   const spared = held.size + excluded.avoid.length;
   if (spared + excluded.tried.length === 0 || constraints.pinnedWorkerId !== undefined) {
@@ -111,7 +139,7 @@ function sparing(
   if (spared > 0) {
     const first = allowedWithout(directory, untried, new Set([...held, ...excluded.avoid]));
     const choice = choose(first);
-    if (choice.outcome === "chosen" || choice.code !== "no_endpoints") return choice;
+    if (!isNobody(choice)) return choice;
   }
   return choose(untried);
 }

@@ -1,6 +1,6 @@
 /**
  * The worker's memory of its KV events, one per dp rank: the newest `ringMax` events as they were
- * published, and all blocks they left in device memory. An event is appended before it is published;
+ * published, and all blocks they left, in every tier. An event is appended before it is published;
  * recovery relies on that order.
  *
  *   ids    … 7   8   9   …   1030      newest = 1030, oldest = 7, nextEventId = 1031
@@ -9,8 +9,8 @@
 import { TiergridError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
 import { HolderBlocks } from "../core/holder-blocks.ts";
-import type { BlockDigest, ChainHashes } from "../core/kv-index.ts";
-import type { KvEvent } from "../protocol/kv-events.ts";
+import type { BlockDigest, ChainHashes, Tier } from "../core/kv-index.ts";
+import { type KvEvent, storageTiers } from "../protocol/kv-events.ts";
 import type { KvAnswer, KvQuery } from "../protocol/kv-query.ts";
 
 export const ringMaxDefault = 1024;
@@ -76,7 +76,7 @@ export class EventRing {
     return { type: "events", events };
   }
 
-  /** Number and XOR of the own keys in device memory, for comparison with a router's. */
+  /** Number and XOR of the own keys of all blocks, for comparison with a router's. */
   digest(): BlockDigest {
     return this.#blocks.digest();
   }
@@ -88,8 +88,10 @@ export class EventRing {
 
   #apply(event: KvEvent): void {
     if (event.type === "cleared") this.#blocks.clear();
-    else if (event.tier !== "device") return;
-    else if (event.type === "removed") this.#blocks.remove(event.hashes);
-    else if (this.#blocks.store(event.parent, event.blocks) !== "ok") this.refused++;
+    else {
+      const tier = storageTiers.indexOf(event.tier) as Tier;
+      if (event.type === "removed") this.#blocks.remove(event.hashes, tier);
+      else if (this.#blocks.store(event.parent, event.blocks, tier) !== "ok") this.refused++;
+    }
   }
 }

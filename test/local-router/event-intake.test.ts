@@ -165,15 +165,34 @@ it("close ends recoveries and timers", async () => {
   expect(clock.pending()).toBe(0);
 });
 
-it("counts events of other tiers and leaves device memory alone", async () => {
-  const { clock, intake, store, blocksOf } = fleet();
+it("follows blocks through the tiers, and restores them there", async () => {
+  const { clock, index, intake, store, blocksOf, ringOf } = fleet();
   store("1", 0);
   await clock.runFor(1);
+  const send = (event: KvEvent, lost = false): void => {
+    ringOf("1").append(event);
+    if (!lost) intake.onEvents({ workerId: "1", dpRank: 0, stateSource: "", events: [event] });
+  };
+  const slot = index.findHolder("1", 0) ?? -1;
+  const depths = (): number[] => {
+    const column = () => new Int32Array(index.slots);
+    const [device, slow] = [column(), { host: column(), disk: column() }];
+    index.match(Uint32Array.of(1, 0), 1, device, slow);
+    return [device, slow.host, slow.disk].map((runs) => runs[slot] ?? -1);
+  };
+  const block = { parent: undefined, blocks: Uint32Array.of(1, 0, 1000, 0) };
   const hashes = Uint32Array.of(1000, 0);
-  const events: KvEvent[] = [{ type: "removed", eventId: 1, tier: "host_pinned", hashes }];
-  intake.onEvents({ workerId: "1", dpRank: 0, stateSource: "", events });
+  send({ type: "stored", eventId: 1, tier: "external", ...block });
+  send({ type: "removed", eventId: 2, tier: "device", hashes });
+  expect(depths()).toEqual([0, 0, 1]);
+  send({ type: "removed", eventId: 3, tier: "host_pinned", hashes });
+  expect(intake.counters.events.removed.block_not_found).toBe(1);
+  send({ type: "stored", eventId: 4, tier: "host_pinned", ...block }, true);
+  intake.onMismatch(slot);
+  await clock.runFor(10);
+  expect(depths()).toEqual([0, 1, 1]);
   expect(blocksOf("1")).toBe(1);
-  expect(intake.counters.events.removed.other_tier).toBe(1);
+  expect(ringOf("1").digest()).toEqual(index.digestOf(slot));
 });
 
 it("counts events by type and result, and recoveries by their cause", async () => {

@@ -2,8 +2,15 @@ import fc from "fast-check";
 import { expect, it } from "vitest";
 import { mulberry32, randomInt } from "../../src/base/random.ts";
 import { createKvIndex } from "../../src/core/create-kv-index.ts";
+import type { Tier } from "../../src/core/kv-index.ts";
 import { loadBlockHasher } from "../../src/protocol/block-hashes.ts";
-import type { KvEvent } from "../../src/protocol/kv-events.ts";
+import {
+  type KvEvent,
+  type RemovedEvent,
+  type StorageTier,
+  type StoredEvent,
+  storageTiers,
+} from "../../src/protocol/kv-events.ts";
 import { formatU64, readU64Decimal, type U64 } from "../../src/protocol/u64.ts";
 import { EventRing } from "../../src/worker/event-ring.ts";
 import vectors from "../golden/radix.json" with { type: "json" };
@@ -16,16 +23,25 @@ const lanes = (texts: readonly string[]): Uint32Array =>
 const ringOf = (ringMax = 1024) =>
   new EventRing({ workerId: "1", chain, random: mulberry32(1), ringMax });
 
-const removed = (eventId: number, names: string[] = []): KvEvent => ({
+const removed = (
+  eventId: number,
+  names: string[] = [],
+  tier: StorageTier = "device",
+): RemovedEvent => ({
   type: "removed",
   eventId,
-  tier: "device",
+  tier,
   hashes: lanes(names),
 });
-const stored = (eventId: number, parent: string | null, blocks: [string, string][]): KvEvent => ({
+const stored = (
+  eventId: number,
+  parent: string | null,
+  blocks: [string, string][],
+  tier: StorageTier = "device",
+): StoredEvent => ({
   type: "stored",
   eventId,
-  tier: "device",
+  tier,
   parent: parent === null ? undefined : u64(parent),
   blocks: lanes(blocks.flat()),
 });
@@ -127,19 +143,22 @@ it.each(dumpScripts)("dump of: $name", ({ steps }) => {
   }
 });
 
+const tierOf = (event: StoredEvent | RemovedEvent) => storageTiers.indexOf(event.tier) as Tier;
+
 /** Random events of one rank, with names that repeat, move and replace each other. */
 function randomEvent(seed: number, eventId: number): KvEvent {
   const random = mulberry32(seed);
   const name = () => String(randomInt(random, 1, 40));
   const local = () => String(randomInt(random, 1, 3));
   const choice = random();
+  const tier = storageTiers[Math.max(0, randomInt(random, -3, 3))]!;
   if (choice < 0.02) return { type: "cleared", eventId };
-  if (choice < 0.4) return removed(eventId, [name(), name()]);
+  if (choice < 0.4) return removed(eventId, [name(), name()], tier);
   const blocks = Array.from({ length: randomInt(random, 1, 4) }, (): [string, string] => [
     local(),
     name(),
   ]);
-  return stored(eventId, random() < 0.4 ? null : name(), blocks);
+  return stored(eventId, random() < 0.4 ? null : name(), blocks, tier);
 }
 
 it("a dump rebuilds what a router has, and the digests agree", () => {
@@ -153,8 +172,8 @@ it("a dump rebuilds what a router has, and the digests agree", () => {
         const event = randomEvent(seed, id);
         ring.append(event);
         if (event.type === "cleared") index.clear(live);
-        else if (event.type === "removed") index.remove(live, event.hashes);
-        else index.store(live, event.parent, event.blocks);
+        else if (event.type === "removed") index.remove(live, event.hashes, tierOf(event));
+        else index.store(live, event.parent, event.blocks, tierOf(event));
       });
       expect(ring.digest()).toEqual(index.digestOf(live));
       const dump = ask(ring);
@@ -162,18 +181,20 @@ it("a dump rebuilds what a router has, and the digests agree", () => {
       index.beginStaged(rebuilt);
       for (const event of dump.events) {
         if (event.type !== "stored") throw new Error(event.type);
-        expect(index.storeStaged(rebuilt, event.parent, event.blocks)).toBe("ok");
+        const { parent, blocks } = event;
+        expect(index.storeStaged(rebuilt, parent, blocks, tierOf(event))).toBe("ok");
       }
       index.commitStaged(rebuilt);
-      const depths = new Int32Array(index.slots);
+      const column = () => new Int32Array(index.slots);
+      const [depths, slow] = [column(), { host: column(), disk: column() }];
       for (let prompt = 0; prompt < 81; prompt++) {
         const locals = [0, 1, 2, 3].map((digit) =>
           String(1 + (Math.floor(prompt / 3 ** digit) % 3)),
         );
         const sequence = lanes(locals);
         chain(sequence, 1, 4);
-        index.match(sequence, 4, depths);
-        expect(depths[rebuilt]).toBe(depths[live]);
+        index.match(sequence, 4, depths, slow);
+        for (const runs of [depths, slow.host, slow.disk]) expect(runs[rebuilt]).toBe(runs[live]);
       }
     }),
     { numRuns: 60 },

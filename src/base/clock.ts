@@ -46,17 +46,21 @@ export function every(clock: Clock, periodMs: number, fire: () => void): CancelT
   };
 }
 
-/** Resolves after `delayMs`, or at once when `signal` aborts. Never rejects. */
-export function sleep(clock: Clock, delayMs: number, signal?: CancelSignal): Promise<void> {
+/** Resolves after `delayMs`, or at once when one of `signals` aborts. Never rejects. */
+export function sleep(
+  clock: Clock,
+  delayMs: number,
+  ...signals: readonly (CancelSignal | undefined)[]
+): Promise<void> {
   return new Promise((resolve) => {
-    if (signal?.aborted) return resolve();
+    if (signals.some((signal) => signal?.aborted)) return resolve();
     const done = (): void => {
       cancel();
-      signal?.removeEventListener("abort", done);
+      for (const signal of signals) signal?.removeEventListener("abort", done);
       resolve();
     };
     const cancel = clock.after(delayMs, done);
-    signal?.addEventListener("abort", done, { once: true });
+    for (const signal of signals) signal?.addEventListener("abort", done, { once: true });
   });
 }
 

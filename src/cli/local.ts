@@ -3,8 +3,13 @@ import { TiergridError } from "../base/errors.ts";
 import type { Given } from "../base/flags.ts";
 import { type ConfigFault, formatFault } from "../config/config-fault.ts";
 import { formatOfPath, parseConfigText, readConfigText } from "../config/config-text.ts";
-import { type KvRouterConfig, loadKvRouterConfig } from "../config/kv-router-config.ts";
+import {
+  type KvRouterConfig,
+  loadKvRouterConfig,
+  subscribesToKvEvents,
+} from "../config/kv-router-config.ts";
 import { unsupportedFields } from "../config/kv-router-support.ts";
+import type { QueueOrder } from "../core/admission-queue.ts";
 import { adminRoutes } from "../local-router/admin-routes.ts";
 import { localRouterTable } from "../local-router/local-metrics.ts";
 import { startLocalRouter } from "../local-router/local-router.ts";
@@ -12,6 +17,7 @@ import { loadBlockHasher } from "../protocol/block-hashes.ts";
 import { parseEndpointPath } from "../protocol/subjects.ts";
 import { processMetrics } from "../runtime/metric-table.ts";
 import { createMetrics } from "../runtime/metrics.ts";
+import { openDurableLog } from "./durable-log.ts";
 import type { localFlags } from "./flags-local.ts";
 import { kvRouterSources } from "./kv-router-sources.ts";
 import { openShell, serveUntilSignal } from "./shell.ts";
@@ -20,14 +26,14 @@ import { openShell, serveUntilSignal } from "./shell.ts";
 export async function run(given: Given<typeof localFlags>): Promise<number> {
   const { options } = given;
   const endpoint = endpointOf(options.endpoint);
-  const { config, warnings } = await configOf(given);
+  const { config, queueOrder, warnings } = await configOf(given);
   const metrics = createMetrics({ ...localRouterTable, ...processMetrics });
   const shell = await openShell(options, "lo", metrics);
   const log = shell.logs("router");
   for (const warning of warnings) log.warn(formatFault(warning));
   const { clock, random, bus, gate, version } = shell;
   const router = startLocalRouter({
-    ...{ clock, random, bus, gate, version, log, metrics, endpoint, config },
+    ...{ clock, random, bus, gate, version, log, metrics, endpoint, config, queueOrder },
     role: options.role,
     blockSize: options.blockSize,
     policy: options.routerPolicy,
@@ -53,6 +59,7 @@ export async function run(given: Given<typeof localFlags>): Promise<number> {
     drain: async () => {
       await router.drain(options.drainTimeoutSecs * 1000);
       await router.close();
+      await durableLog?.close();
     },
   });
 }
@@ -67,6 +74,7 @@ function endpointOf(text: string): ReturnType<typeof parseEndpointPath> {
 
 interface RouterConfig {
   readonly config: KvRouterConfig;
+  readonly queueOrder: QueueOrder;
   readonly warnings: readonly ConfigFault[];
 }
 

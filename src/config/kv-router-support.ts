@@ -5,13 +5,7 @@ import { defaultKvRouterConfig, fileKeyOf, type KvRouterConfig } from "./kv-rout
 const withoutFeature: readonly (keyof KvRouterConfig)[] = [
   "sharedCacheType",
   "sharedCacheMultiplier",
-  "durableKvEvents",
   "routerPrefillLoadModel",
-  "routerSnapshotThreshold",
-  "routerResetStates",
-  "routerQueueThreshold",
-  "routerQueuePolicy",
-  "routerQueueByIncomingMissingIsl",
   "useRemoteIndexer",
   "serveIndexer",
   "routerEnableCacheControl",

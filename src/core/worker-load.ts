@@ -86,6 +86,8 @@ export class WorkerLoad {
   prefillTokens: Float64Array = new Float64Array(holdersAtStart);
   activeBlocks: Float64Array = new Float64Array(holdersAtStart);
   activeRequests: Int32Array = new Int32Array(holdersAtStart);
+  /** Called when a slot has fewer prefill tokens than before. */
+  onRelief: (() => void) | undefined = undefined;
 
   readonly #limits: LoadLimits;
   readonly #blocks: LiveBlocks;
@@ -300,6 +302,7 @@ export class WorkerLoad {
     request.prefillTokens = 0;
     request.older = undefined;
     request.younger = undefined;
+    this.onRelief?.();
   }
 
   #setOldest(slot: number, request: BookedRequest | undefined, nowMs: number): void {

@@ -54,7 +54,7 @@ export function localSeries(metrics: LocalMetrics): LocalSeries {
 }
 
 /** Aggregated workers count as decode, as in the reference. */
-const workerTypeOf = (role: CardRole): string => (role === "prefill" ? "prefill" : "decode");
+export const workerTypeOf = (role: CardRole): string => (role === "prefill" ? "prefill" : "decode");
 
 const rankFamilies = [
   "dynamo_frontend_worker_active_decode_blocks",

@@ -14,6 +14,7 @@ import type { ItlSummary, RequestNotice } from "../protocol/notices.ts";
 import type { Dispatch, HopDecision, RequestBody } from "../protocol/requests.ts";
 import { controlSubject, generateSubject } from "../protocol/subjects.ts";
 import type { DispatchEntry, DispatchPolicy, EndCause, Plan } from "../runtime/dispatch-policy.ts";
+import { type Admission, type Admittance, go, newAdmittance } from "./admission.ts";
 import type { LocalMetrics, LocalSeries, WorkerSeries } from "./local-metrics.ts";
 import { isQueryOnly } from "./query-only.ts";
 import type { BookingListener } from "./replica-sync.ts";
@@ -37,6 +38,8 @@ export interface LocalPolicyOptions {
   readonly clock: Clock;
   readonly rules: PoolRules;
   readonly choice: WorkerChoice;
+  /** Absent when no request ever waits. */
+  readonly admission: Admission | undefined;
   readonly load: WorkerLoad;
   readonly directory: WorkerDirectory;
   readonly metrics: LocalMetrics;
@@ -59,6 +62,7 @@ interface LocalBooking {
 export interface LocalRequest {
   readonly query: RouteQuery;
   readonly tried: string[];
+  readonly admittance: Admittance;
   booking: LocalBooking | undefined;
   lastError: TiergridError | undefined;
   hadFirstOutput: boolean;
@@ -102,9 +106,11 @@ function admit(policy: Policy, { envelope, body, tokens }: Dispatch): LocalReque
   policy.series.hashingMs.observe(policy.clock.nowMs() - startMs);
   policy.series.started.add();
   policy.series.isl.observe(query.islTokens);
+  const tried: string[] = [];
   return {
     query,
-    tried: [],
+    tried,
+    admittance: newAdmittance(query, { avoid: envelope.avoid, tried }, startMs),
     booking: undefined,
     lastError: undefined,
     hadFirstOutput: false,
@@ -119,6 +125,9 @@ function plan(policy: Policy, entry: Entry): Plan {
   if (lastError && (pinned || !lastError.retryable || tried.length >= offersMax)) {
     return refuse(policy, lastError);
   }
+  const verdict = policy.admission?.ask(state.admittance) ?? go;
+  if (verdict.type === "wait") return verdict;
+  if (verdict.type === "refuse") return refuse(policy, verdict.error);
   const key = `${policy.inst}-${++policy.decisions}`;
   const choice = policy.choice.choose(query, key, { avoid: envelope.avoid, tried });
   if (choice.outcome === "refused") {
@@ -232,6 +241,7 @@ function answered(
 }
 
 function ended(policy: Policy, entry: Entry, cause: EndCause): void {
+  policy.admission?.leave(entry.state.admittance);
   release(policy, entry.state, cause);
   policy.series.ended.add();
   policy.series.duration.observe((policy.clock.nowMs() - entry.receivedMs) / 1000);

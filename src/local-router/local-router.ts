@@ -15,8 +15,8 @@ import { TiergridError } from "../base/errors.ts";
 import { mulberry32, type Random, randomId, randomU32 } from "../base/random.ts";
 import { updateBusyThresholds } from "../config/busy-thresholds.ts";
 import { subscribesToKvEvents } from "../config/kv-router-config.ts";
-import { createKvIndex } from "../core/create-kv-index.ts";
 import type { QueueOrder } from "../core/admission-queue.ts";
+import { createKvIndex } from "../core/create-kv-index.ts";
 import { choiceTables } from "../core/decision.ts";
 import type { IndexMode, IndexStats } from "../core/kv-index.ts";
 import { defaultLoadLimits, WorkerLoad } from "../core/worker-load.ts";
@@ -28,6 +28,7 @@ import { Dispatcher } from "../runtime/dispatcher.ts";
 import type { EchoGate } from "../runtime/echo-gate.ts";
 import type { Log } from "../runtime/log.ts";
 import { type Administered, serveThresholds } from "./admin-routes.ts";
+import { type Admission, createAdmission } from "./admission.ts";
 import { startDigestCheck } from "./digest-check.ts";
 import {
   type DurableModeOptions,
@@ -56,7 +57,7 @@ import {
   type ReplicaSync,
   startReplicaSync,
 } from "./replica-sync.ts";
-import type { CallerBookings } from "./route-endpoint.ts";
+import type { CallerBookings, PendingRequests } from "./route-endpoint.ts";
 import { type PoolRules, readRouteQuery } from "./route-query.ts";
 import { type SilenceCheck, startSilenceCheck } from "./silence-check.ts";
 import { createWorkerChoice, nothingExcluded, type WorkerChoice } from "./worker-choice.ts";
@@ -336,7 +337,7 @@ function admissionOf(
   const admission = createAdmission({ ...options, rules: options, order, choice, directory });
   if (!admission) return undefined;
   load.onRelief = admission.wake;
-  directory.listen({ added: admission.wake, removed: admission.wake, changed: admission.wake });
+  directory.listen({ changed: admission.wake });
   return admission;
 }
 

@@ -34,6 +34,12 @@ export interface RouteQuery {
   /** Weight by taint; positive pulls the request to workers that have it. */
   readonly preferredTaints: ReadonlyMap<string, number> | undefined;
   readonly expectedOutputTokens: number | undefined;
+  /** Higher goes first in the queue, whatever else is said. */
+  readonly strictPriority: number;
+  /** Seconds that the request counts as older in the queue. */
+  readonly priorityJumpSecs: number;
+  /** Rather refused than to wait in the queue. */
+  readonly doNotQueue: boolean;
   readonly settings: ChoiceSettings;
 }
 
@@ -70,6 +76,9 @@ export function readRouteQuery(rules: PoolRules, request: RouteRequest): RouteQu
     constraints: constraintsOf(body, phase),
     preferredTaints: preferredTaintsOf(body.routing ?? {}),
     expectedOutputTokens: body.routing?.expected_output_tokens ?? undefined,
+    strictPriority: body.routing?.strict_priority ?? 0,
+    priorityJumpSecs: body.routing?.priority_jump ?? 0,
+    doNotQueue: body.routing?.do_not_queue ?? false,
     settings: choiceSettings(config, override, {
       blockSize,
       policy,

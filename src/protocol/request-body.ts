@@ -62,6 +62,7 @@ const bodyTable: FieldTable = {
     cache_salt: text,
     priority_jump: number,
     strict_priority: u32,
+    do_not_queue: flag,
     priority: integer,
     allowed_worker_ids: listOf(workerId),
   },

@@ -39,6 +39,8 @@ export interface RoutingHints {
   readonly cache_salt?: string | null;
   readonly priority_jump?: number | null;
   readonly strict_priority?: number | null;
+  /** True = rather refused than to wait in a local router's queue. */
+  readonly do_not_queue?: boolean | null;
   /** Larger is more important; i32. */
   readonly priority?: number | null;
   readonly allowed_worker_ids?: readonly (string | number)[] | null;

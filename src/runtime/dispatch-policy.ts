@@ -1,7 +1,7 @@
 /**
  * What a dispatcher (`runtime/dispatcher.ts`) asks of the router it serves, and what it tells it.
  */
-import type { CancelSwitch } from "../base/cancel.ts";
+import type { CancelSignal, CancelSwitch } from "../base/cancel.ts";
 import type { TiergridError } from "../base/errors.ts";
 import type { RequestNotice } from "../protocol/notices.ts";
 import type { Dispatch, Envelope, HopDecision, RequestBody } from "../protocol/requests.ts";
@@ -17,7 +17,12 @@ export type Plan =
       readonly body: RequestBody;
       readonly decision: HopDecision;
     }
-  | { readonly type: "wait"; readonly waitMs: number }
+  | {
+      readonly type: "wait";
+      readonly waitMs: number;
+      /** Ends the wait early. */
+      readonly woken?: CancelSignal;
+    }
   | { readonly type: "refuse"; readonly error: TiergridError; readonly retryAfterMs?: number };
 
 /** Why an entry ended. */

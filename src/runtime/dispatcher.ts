@@ -194,7 +194,7 @@ export class Dispatcher<State> {
     const plan = policy.plan(entry);
     if (plan.type === "refuse") return { error: plan.error, ...retryAfter(plan.retryAfterMs) };
     if (plan.type === "wait") {
-      await sleep(clock, Math.min(plan.waitMs, leftMs), entry.cancel);
+      await sleep(clock, Math.min(plan.waitMs, leftMs), entry.cancel, plan.woken);
       return "waited";
     }
     this.#book.offered(entry, { inst: plan.inst, control: plan.control });

@@ -167,11 +167,21 @@ it("turns a shared cache on with half its worth unless told", () => {
   expect(loaded({ ...shared, shared_cache_multiplier: 0 }).sharedCacheMultiplier).toBe(0);
 });
 
+it("lets requests wait by uncached work with ageing unless a source names a policy", () => {
+  const orderOf = (...sources: readonly unknown[]) => {
+    const result = loadKvRouterConfig(sources);
+    return result.ok ? result.queueOrder : undefined;
+  };
+  expect(orderOf({ router_queue_threshold: 2 })).toBe("aged");
+  expect(orderOf({ router_queue_policy: "fcfs" }, { router_queue_threshold: 2 })).toBe("fcfs");
+  expect(orderOf({ router_queue_policy: "fcfs" }, { router_queue_policy: "lcfs" })).toBe("lcfs");
+});
+
 it("names the settings that this release would not act on", () => {
   expect(unsupportedFields(defaultKvRouterConfig)).toEqual([]);
   expect(unsupportedFields(loaded({ use_kv_events: false, overlap_score_weight: 0 }))).toEqual([]);
   const asked = { use_kv_events: false, router_queue_threshold: 2, router_event_threads: 8 };
-  expect(unsupportedFields(loaded(asked))).toEqual(["router_queue_threshold"]);
+  expect(unsupportedFields(loaded(asked))).toEqual([]);
   expect(unsupportedFields(loaded({ serve_indexer: true }))).toEqual(["serve_indexer"]);
 });
 

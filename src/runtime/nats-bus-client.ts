@@ -3,17 +3,12 @@
  * that connects the client. What it knows beyond the client's public interface stands in `internals`
  * and is checked at every dial, so that another version fails loudly.
  */
-import {
-  type ConnectionOptions,
-  connect,
-  type Msg,
-  type NatsConnection,
-  headers as newHeaders,
-} from "nats";
+import { type ConnectionOptions, connect, type Msg, type NatsConnection } from "nats";
 import type { Clock } from "../base/clock.ts";
 import { TiergridError } from "../base/errors.ts";
 import type { BusMessage, PublishOptions } from "./bus.ts";
 import { greets } from "./nats-greeting.ts";
+import { NatsOutbox, type OutboxSocket } from "./nats-outbox.ts";
 
 /** Credentials of a connection; at most one of the kinds. */
 export interface NatsCredentials {
@@ -67,10 +62,7 @@ const dialTimeoutMs = 2000;
 /** Announced cluster addresses that are remembered. */
 const clusterServersMax = 32;
 
-interface Socket {
-  readonly writableLength: number;
-  cork(): void;
-  uncork(): void;
+interface Socket extends OutboxSocket {
   destroy(): unknown;
 }
 
@@ -98,7 +90,7 @@ export async function dialNats(options: DialOptions): Promise<NatsClient> {
     noAsyncTraces: true,
   });
   const internal = internals(connection);
-  const gather = writeGatherer(internal, clock);
+  const outbox = new NatsOutbox(() => internal.transport.socket, clock);
   let over = false;
   const destroy = (): void => {
     over = true;
@@ -121,11 +113,8 @@ export async function dialNats(options: DialOptions): Promise<NatsClient> {
     maxPayloadBytes: connection.info?.max_payload ?? 1024 * 1024,
     clusterServers: (connection.info?.connect_urls ?? []).slice(0, clusterServersMax),
     outboundBytes: () =>
-      internal.outbound.size() + (internal.transport.socket?.writableLength ?? 0),
-    publish: (subject, payload, given) => {
-      gather();
-      connection.publish(subject, payload, wireOptions(given));
-    },
+      outbox.bytes + internal.outbound.size() + (internal.transport.socket?.writableLength ?? 0),
+    publish: (subject, payload, given) => outbox.publish(subject, payload, given),
     subscribe: (subject, receive, queue) => {
       // A refused permission also comes here; the status reports it.
       const callback = (error: unknown, raw: Msg): void => {
@@ -137,7 +126,10 @@ export async function dialNats(options: DialOptions): Promise<NatsClient> {
       );
       return () => subscription.unsubscribe();
     },
-    flush: () => connection.flush(),
+    flush: () => {
+      outbox.flush();
+      return connection.flush();
+    },
     destroy,
   };
 }
@@ -154,44 +146,14 @@ async function watch(
   }
 }
 
-/**
- * Holds the socket from the first publish of a loop turn to the turn's end: one write takes what
- * arrived messages, timers and engine steps published in it.
- */
-function writeGatherer({ transport }: Internals, clock: Clock): () => void {
-  let held = false;
-  return () => {
-    const { socket } = transport;
-    if (held || !socket) return;
-    held = true;
-    socket.cork();
-    clock.after(0, () => {
-      held = false;
-      socket.uncork();
-    });
-  };
-}
-
 function internals(connection: NatsConnection): Internals {
   const { protocol } = connection as unknown as { readonly protocol?: Internals };
   const socket = protocol?.transport?.socket;
-  const calls = [socket?.destroy, socket?.cork, socket?.uncork, protocol?.outbound?.size];
+  const written = [socket?.write, socket?.cork, socket?.uncork, socket?.destroy];
+  const calls = [...written, protocol?.outbound?.size];
   if (protocol && calls.every((call) => typeof call === "function")) return protocol;
   connection.close().catch(() => {});
   throw new TiergridError("internal_error", "this version of the nats client hides its socket");
-}
-
-type WireOptions = NonNullable<Parameters<NatsConnection["publish"]>[2]>;
-
-function wireOptions(options: PublishOptions | undefined): WireOptions | undefined {
-  if (options?.reply === undefined && options?.headers === undefined) return undefined;
-  const wire: WireOptions = {};
-  if (options.reply !== undefined) wire.reply = options.reply;
-  if (options.headers !== undefined) {
-    wire.headers = newHeaders();
-    for (const [name, value] of options.headers) wire.headers.set(name, value);
-  }
-  return wire;
 }
 
 /** A received message; subject, reply and headers are decoded when they are read. */

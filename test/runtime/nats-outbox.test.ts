@@ -1,0 +1,130 @@
+import fc from "fast-check";
+import { expect, it } from "vitest";
+import { ManualClock } from "../../src/base/clock.ts";
+import type { PublishOptions } from "../../src/runtime/bus.ts";
+import { NatsOutbox } from "../../src/runtime/nats-outbox.ts";
+
+/** A socket that keeps what it was given, by reference, as one that waits for its peer does. */
+function slowSocket() {
+  const writes: Uint8Array[] = [];
+  return {
+    writes,
+    writableLength: 1,
+    write: (bytes: Uint8Array) => void writes.push(bytes),
+    cork() {},
+    uncork() {},
+  };
+}
+
+function outboxOn(socket: ReturnType<typeof slowSocket> | undefined) {
+  const clock = new ManualClock();
+  return { clock, outbox: new NatsOutbox(() => socket, clock) };
+}
+
+const textOf = (writes: readonly Uint8Array[]): string => Buffer.concat(writes).toString("latin1");
+
+/** The protocol's text, as its documentation spells it. */
+function expected(subject: string, payload: Uint8Array, options?: PublishOptions): string {
+  const to = [subject, ...(options?.reply === undefined ? [] : [options.reply])].join(" ");
+  const body = Buffer.from(payload).toString("latin1");
+  if (!options?.headers) return `PUB ${to} ${payload.length}\r\n${body}\r\n`;
+  const lines = ["NATS/1.0", ...[...options.headers].map(([name, value]) => `${name}: ${value}`)];
+  const head = Buffer.from(`${lines.join("\r\n")}\r\n\r\n`);
+  const sizes = `${head.length} ${head.length + payload.length}`;
+  return `HPUB ${to} ${sizes}\r\n${head.toString("latin1")}${body}\r\n`;
+}
+
+it("writes what one loop turn publishes in one write", () => {
+  const socket = slowSocket();
+  const { clock, outbox } = outboxOn(socket);
+  outbox.publish("tg.a", Buffer.from("one"), undefined);
+  outbox.publish("tg.b", Buffer.from(""), { reply: "_R.x.1" });
+  expect(socket.writes).toEqual([]);
+  clock.advanceTo(0);
+  expect(socket.writes).toHaveLength(1);
+  expect(textOf(socket.writes)).toBe("PUB tg.a 3\r\none\r\nPUB tg.b _R.x.1 0\r\n\r\n");
+  expect(outbox.bytes).toBe(0);
+});
+
+it("writes at once when told to flush, and nothing more at the turn's end", () => {
+  const socket = slowSocket();
+  const { clock, outbox } = outboxOn(socket);
+  outbox.publish("tg.a", Buffer.from("one"), undefined);
+  outbox.flush();
+  clock.advanceTo(0);
+  expect(socket.writes).toHaveLength(1);
+});
+
+it("does not copy a large payload", () => {
+  const socket = slowSocket();
+  const { outbox } = outboxOn(socket);
+  const payload = Buffer.alloc(100_000, 120);
+  outbox.publish("tg.a", payload, undefined);
+  expect(socket.writes).toContain(payload);
+  expect(textOf(socket.writes)).toBe(expected("tg.a", payload));
+});
+
+it("loses what is published while the connection has no socket", () => {
+  const { clock, outbox } = outboxOn(undefined);
+  outbox.publish("tg.a", Buffer.from("one"), undefined);
+  clock.advanceTo(0);
+  expect(outbox.bytes).toBe(0);
+});
+
+it("writes every message whole and in order, whatever its size and headers", () => {
+  const message = fc.record({
+    size: fc.oneof(fc.nat(200), fc.nat(40_000), fc.constantFrom(16_383, 16_384, 65_536)),
+    fill: fc.nat(255),
+    reply: fc.option(fc.constant("_R.wk.1"), { nil: undefined }),
+    header: fc.option(fc.string({ unit: "grapheme", maxLength: 20 }), { nil: undefined }),
+    turnEnds: fc.boolean(),
+    peer: fc.constantFrom("reads", "stops", "same"),
+  });
+  fc.assert(
+    fc.property(fc.array(message, { maxLength: 30 }), (messages) => {
+      const socket = pacedSocket();
+      const clock = new ManualClock();
+      const outbox = new NatsOutbox(() => socket, clock);
+      let text = "";
+      for (const { size, fill, reply, header, turnEnds, peer } of messages) {
+        if (peer !== "same") socket.reading(peer === "reads");
+        const headers = header === undefined ? {} : { headers: new Map([["h", header]]) };
+        const options = { ...(reply === undefined ? {} : { reply }), ...headers };
+        const payload = Buffer.alloc(size, fill);
+        outbox.publish("tg.a", payload, options);
+        text += expected("tg.a", payload, options);
+        if (turnEnds) clock.advanceTo(clock.nowMs() + 1);
+      }
+      outbox.flush();
+      socket.reading(true);
+      expect(socket.text() === text).toBe(true);
+    }),
+    { seed: 1122, numRuns: 300 },
+  );
+});
+
+/** Copies what it is given while its peer reads; else keeps it by reference until the peer does. */
+function pacedSocket() {
+  const kept: Uint8Array[] = [];
+  let text = "";
+  let reads = true;
+  const drain = (): void => {
+    for (const bytes of kept.splice(0)) text += Buffer.from(bytes).toString("latin1");
+  };
+  return {
+    get writableLength() {
+      return kept.reduce((sum, bytes) => sum + bytes.length, 0);
+    },
+    write(bytes: Uint8Array) {
+      kept.push(bytes);
+      if (reads) drain();
+    },
+    cork() {},
+    uncork() {},
+    reading(now: boolean) {
+      reads = now;
+      if (reads) drain();
+    },
+    text: () => text,
+  };
+}

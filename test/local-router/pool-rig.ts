@@ -7,7 +7,7 @@ import { localRouterTable } from "../../src/local-router/local-metrics.ts";
 import { type LocalRouterOptions, startLocalRouter } from "../../src/local-router/local-router.ts";
 import { type BlockHasher, loadBlockHasher } from "../../src/protocol/block-hashes.ts";
 import { encodeKvEvents } from "../../src/protocol/kv-event-frame.ts";
-import type { KvEvent } from "../../src/protocol/kv-events.ts";
+import type { KvEvent, StorageTier } from "../../src/protocol/kv-events.ts";
 import { decodeKvQuery, encodeKvAnswer } from "../../src/protocol/kv-query.ts";
 import { encodeNotice, type Notice } from "../../src/protocol/notices.ts";
 import { decodeReceipt, encodeReceipt } from "../../src/protocol/receipts.ts";
@@ -145,7 +145,7 @@ function startWorker({ clock, random, network }: Place, inst: string, script: Wo
   }
   const announcer = announce({ bus, clock, random, card });
   /** Caches the whole prompt; `lost` = the routers are not told. */
-  const cache = (prompt: Uint32Array, lost = false): void => {
+  const cache = (prompt: Uint32Array, lost = false, tier: StorageTier = "device"): void => {
     const { local, sequence, blocks } = blockHasher.hashBlocks(prompt, blockSize);
     const words = new Uint32Array(4 * blocks);
     for (let block = 0; block < blocks; block++) {
@@ -153,7 +153,7 @@ function startWorker({ clock, random, network }: Place, inst: string, script: Wo
       words.set(sequence.subarray(2 * block, 2 * block + 2), 4 * block + 2);
     }
     const event: KvEvent = {
-      ...{ type: "stored", eventId: ring.nextEventId, tier: "device", parent: undefined },
+      ...{ type: "stored", eventId: ring.nextEventId, tier, parent: undefined },
       blocks: words,
     };
     ring.append(event);

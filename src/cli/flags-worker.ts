@@ -38,6 +38,14 @@ const serviceFlags = {
     group: "Worker",
     help: "Workers in this process, each an instance of its own.",
   },
+  durableKvEvents: {
+    flag: "durable-kv-events",
+    env: "DYN_DURABLE_KV_EVENTS",
+    type: "boolean",
+    default: false,
+    group: "Worker",
+    help: "KV events through JetStream; the pool's local routers need it as well.",
+  },
   taints: {
     flag: "taints",
     env: "TIERGRID_WORKER_TAINTS",

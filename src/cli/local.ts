@@ -32,8 +32,11 @@ export async function run(given: Given<typeof localFlags>): Promise<number> {
   const log = shell.logs("router");
   for (const warning of warnings) log.warn(formatFault(warning));
   const { clock, random, bus, gate, version } = shell;
+  const durable = config.durableKvEvents && subscribesToKvEvents(config);
+  const durableLog = durable ? await openDurableLog(options, shell, "lo", endpoint) : undefined;
   const router = startLocalRouter({
     ...{ clock, random, bus, gate, version, log, metrics, endpoint, config, queueOrder },
+    durableLog,
     role: options.role,
     blockSize: options.blockSize,
     policy: options.routerPolicy,

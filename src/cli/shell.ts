@@ -49,14 +49,7 @@ export async function openShell(
   if (!filter) {
     throw new TiergridError("config_invalid", `--log: not a filter: ${options.log.slice(0, 80)}`);
   }
-  const access = natsAccess({
-    servers: options.nats,
-    credsFile: options.natsCredsFile,
-    nkeySeedFile: options.natsNkeySeedFile,
-    caFile: options.natsCaFile,
-    certFile: options.natsCertFile,
-    keyFile: options.natsKeyFile,
-  });
+  const access = accessOf(options);
   const dropped = metrics.counter("tiergrid_log_dropped_total");
   const sink = boundedSink(process.stderr, clock, () => dropped.add(1));
   process.once("exit", sink.flush);
@@ -96,6 +89,18 @@ export async function openShell(
       await bus.close();
     },
   };
+}
+
+/** Where and as whom a process connects; throws `config_invalid`. */
+export function accessOf(options: ProcessOptions): ReturnType<typeof natsAccess> {
+  return natsAccess({
+    servers: options.nats,
+    credsFile: options.natsCredsFile,
+    nkeySeedFile: options.natsNkeySeedFile,
+    caFile: options.natsCaFile,
+    certFile: options.natsCertFile,
+    keyFile: options.natsKeyFile,
+  });
 }
 
 export interface ServedPart {

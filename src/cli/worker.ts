@@ -11,6 +11,7 @@ import { createMetrics } from "../runtime/metrics.ts";
 import { MockDriver } from "../worker/mock-driver.ts";
 import { readMockEngineConfig } from "../worker/mock-engine-config.ts";
 import { startWorker, type Worker } from "../worker/worker.ts";
+import { openDurableLog } from "./durable-log.ts";
 import type { workerMockFlags } from "./flags-worker.ts";
 import { mockEngineOptionsOf } from "./mock-engine-options.ts";
 import { openShell, serveUntilSignal } from "./shell.ts";
@@ -24,6 +25,9 @@ export async function run(given: Given<typeof workerMockFlags>): Promise<number>
   const shell = await openShell(options, "wk", metrics);
   const { clock, random, bus, gate, version } = shell;
   const hasher = await loadBlockHasher();
+  const durableLog = options.durableKvEvents
+    ? await openDurableLog(options, shell, "wk", endpoint)
+    : undefined;
   const workers: Worker[] = [];
   const workerTexts: (() => Promise<string>)[] = [];
   for (let number = 0; number < options.count; number++) {
@@ -37,7 +41,7 @@ export async function run(given: Given<typeof workerMockFlags>): Promise<number>
     workerTexts.push(ownMetrics.text);
     workers.push(
       startWorker({
-        ...{ bus, clock, random, gate, version, engine, endpoint, metrics: ownMetrics },
+        ...{ bus, clock, random, gate, version, engine, endpoint, durableLog, metrics: ownMetrics },
         log: shell.logs("worker"),
         blockHasher: hasher,
         taints: taintsOf(options.taints),
@@ -57,6 +61,7 @@ export async function run(given: Given<typeof workerMockFlags>): Promise<number>
     facts: { endpoint: options.endpoint, workers: workers.map(({ inst }) => inst).join(",") },
     drain: async () => {
       await Promise.all(workers.map((worker) => worker.drain(options.drainTimeoutSecs * 1000)));
+      await durableLog?.close();
     },
   });
 }

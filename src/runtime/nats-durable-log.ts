@@ -1,15 +1,14 @@
 /**
  * The durable log on JetStream, over a connection of its own: a large snapshot must not stand in the
- * way of requests. The connection is dialled by the first call that needs it and by each one after
- * a loss; nothing here repeats a call.
+ * way of requests. Nothing here repeats a call.
  *
- *   call ──▶ life: client, js, jsm ──▶ answer, or an error by the deadline or at the loss
+ *   stream     file storage, `retentionMs`    consumers   pull, acknowledge all before
+ *   bucket     object store, in chunks        locks       key-value bucket that forgets by itself
  */
 import {
   AckPolicy,
   type Consumer,
   DeliverPolicy,
-  type JetStreamClient,
   type JetStreamManager,
   type JsMsg,
   type KV,
@@ -21,8 +20,6 @@ import {
 } from "nats";
 import { type Clock, sleep } from "../base/clock.ts";
 import { TiergridError, toTiergridError } from "../base/errors.ts";
-import { type Random, randomHex128 } from "../base/random.ts";
-import { type BusRole, inboxPrefix } from "../protocol/subjects.ts";
 import {
   batchMessagesMax,
   type ConsumerView,
@@ -34,20 +31,25 @@ import {
   type DurableObject,
   lockTtlMs,
   retentionMs,
+  type StreamState,
 } from "./durable-log.ts";
-import type { NatsBusOptions } from "./nats-bus.ts";
-import { dialNats, type NatsClient } from "./nats-bus-client.ts";
+import {
+  type Connection,
+  call,
+  callMs,
+  hangUp,
+  type JetStreamAccess,
+  jetStreamErrorOf,
+  type Life,
+  newConnection,
+  unlessMissing,
+} from "./nats-durable-connection.ts";
 
-export interface NatsDurableLogOptions
-  extends Pick<NatsBusOptions, "servers" | "credentials" | "tls"> {
+export interface NatsDurableLogOptions extends JetStreamAccess {
   readonly names: DurableNames;
-  readonly role: BusRole;
-  readonly clock: Clock;
-  readonly random: Random;
 }
 
-/** Deadline of a call; of one that moves an object. */
-const callMs = 5_000;
+/** Deadline of a call that moves an object. */
 const objectMs = 60_000;
 /** Shortest wait that the client lets a pull have. */
 const pullMsMin = 1_000;
@@ -58,142 +60,65 @@ const messagesMax = 10_000_000;
 const objectChunkBytes = 128 * 1024;
 const ackPendingMax = 64 * batchMessagesMax;
 
-/** Error codes of the JetStream API. */
-const missingCodes: ReadonlySet<number> = new Set([10014, 10037, 10059]);
-const notEnabledCode = 10039;
+/** Error code of the JetStream API. */
 const wrongSequenceCode = 10071;
-const noResponders = "503";
 
-interface Life {
-  readonly client: NatsClient;
-  readonly js: JetStreamClient;
-  readonly jsm: JetStreamManager;
-  /** Rejects when the connection ends; never resolves. */
-  readonly lost: Promise<never>;
-}
-
-interface Session extends NatsDurableLogOptions {
-  life: Promise<Life> | undefined;
-  nextServer: number;
-  closed: boolean;
+interface Session extends Connection {
+  readonly names: DurableNames;
 }
 
 /** Opens nothing yet. */
 export function createNatsDurableLog(options: NatsDurableLogOptions): DurableLog {
-  const session: Session = { ...options, life: undefined, nextServer: 0, closed: false };
+  const session: Session = Object.assign(newConnection(options), { names: options.names });
   const { names } = options;
   const { stream } = names;
   return {
-    open: () => run(session, callMs, (life) => open(life, names)),
+    open: () => call(session, callMs, (life) => open(life, names)),
     append: (subject, payload) =>
-      run(session, callMs, async ({ js }) => {
+      call(session, callMs, async ({ js }) => {
         const ack = await js.publish(subject, payload, { expect: { streamName: stream } });
         return ack.seq;
       }),
-    state: () => run(session, callMs, ({ jsm }) => stateOf(jsm, stream)),
+    state: () => call(session, callMs, ({ jsm }) => stateOf(jsm, stream)),
     purgeThrough: (sequence) =>
-      run(session, callMs, async ({ jsm }) => {
+      call(session, callMs, async ({ jsm }) => {
         await jsm.streams.purge(stream, { seq: sequence + 1 });
       }),
     consumer: (name, fromSequence) =>
-      run(session, callMs, async (life) => {
+      call(session, callMs, async (life) => {
         await makeConsumer(life, stream, name, fromSequence);
         return readerOf(session, stream, name);
       }),
-    consumers: () => run(session, callMs, ({ jsm }) => listConsumers(jsm, stream)),
+    consumers: () => call(session, callMs, ({ jsm }) => listConsumers(jsm, stream)),
     deleteConsumer: (name) =>
-      run(session, callMs, async ({ jsm }) => {
+      call(session, callMs, async ({ jsm }) => {
         await unlessMissing(jsm.consumers.delete(stream, name));
       }),
     putObject: (name, parts, note) =>
-      run(session, objectMs, async (life) => {
+      call(session, objectMs, async (life) => {
         const bucket = await bucketOf(life, names);
         const meta = { name, description: note, options: { max_chunk_size: objectChunkBytes } };
         await bucket.put(meta, streamOf(parts, options.clock), { timeout: objectMs });
       }),
-    getObject: (name) => run(session, objectMs, (life) => getObject(session, life, name)),
+    getObject: (name) => call(session, objectMs, (life) => getObject(session, life, name)),
     noteOf: (name) =>
-      run(session, callMs, async (life) => {
+      call(session, callMs, async (life) => {
         const info = await (await bucketOf(life, names)).info(name);
         return info && !info.deleted ? (info.description ?? "") : undefined;
       }),
     deleteObject: (name) =>
-      run(session, callMs, async (life) => {
+      call(session, callMs, async (life) => {
         await (await bucketOf(life, names)).delete(name);
       }),
     reset: () =>
-      run(session, callMs, async (life) => {
+      call(session, callMs, async (life) => {
         await life.jsm.streams.purge(stream);
         await (await bucketOf(life, names)).destroy();
         await open(life, names);
       }),
-    lock: (name, owner) => run(session, callMs, (life) => takeLock(session, life, name, owner)),
-    close: () => close(session),
+    lock: (name, owner) => call(session, callMs, (life) => takeLock(session, life, name, owner)),
+    close: () => hangUp(session),
   };
-}
-
-/** Runs `work` on the current connection until the deadline or the loss of the connection. */
-async function run<T>(
-  session: Session,
-  deadlineMs: number,
-  work: (life: Life) => Promise<T>,
-): Promise<T> {
-  const wait = new AbortController();
-  const late = sleep(session.clock, deadlineMs, wait.signal).then(() => {
-    throw new TiergridError("request_timeout", `JetStream: no answer in ${deadlineMs} ms`);
-  });
-  // The loser of a race is of no interest, and must not count as unhandled.
-  late.catch(() => {});
-  try {
-    const life = await Promise.race([lifeOf(session), late]);
-    const answer = work(life);
-    answer.catch(() => {});
-    return await Promise.race([answer, life.lost, late]);
-  } catch (thrown) {
-    throw errorOf(thrown);
-  } finally {
-    wait.abort();
-  }
-}
-
-function lifeOf(session: Session): Promise<Life> {
-  if (session.closed) throw new TiergridError("bus_closed", "the durable log is closed");
-  session.life ??= dial(session).catch((thrown: unknown) => {
-    session.life = undefined;
-    throw thrown;
-  });
-  return session.life;
-}
-
-async function dial(session: Session): Promise<Life> {
-  const { servers, credentials, tls, role, clock, random } = session;
-  const server = servers[session.nextServer++ % servers.length];
-  if (server === undefined) throw new TiergridError("config_invalid", "no server is given");
-  let lose = (_error: TiergridError): void => {};
-  const lost = new Promise<never>((_, reject) => {
-    lose = reject;
-  });
-  lost.catch(() => {});
-  const client = await dialNats({
-    ...{ server, clock, name: `tiergrid-${role}-durable` },
-    inboxPrefix: inboxPrefix(role, randomHex128(random).slice(0, 16)),
-    ...(credentials ? { credentials } : {}),
-    ...(tls ? { tls } : {}),
-    onLost: (why) => {
-      session.life = undefined;
-      lose(new TiergridError("disconnected", `the connection to JetStream was lost: ${why}`));
-    },
-    onError: () => {}, // A refused permission ends its call by the deadline.
-  });
-  if (session.closed) client.destroy();
-  const limits = { timeout: callMs };
-  try {
-    const jsm = await client.connection.jetstreamManager(limits);
-    return { client, jsm, js: client.connection.jetstream(limits), lost };
-  } catch (thrown) {
-    client.destroy();
-    throw thrown instanceof NatsError && thrown.code === noResponders ? noJetStream() : thrown;
-  }
 }
 
 async function open({ js, jsm }: Life, names: DurableNames): Promise<void> {
@@ -209,7 +134,7 @@ async function open({ js, jsm }: Life, names: DurableNames): Promise<void> {
   await js.views.kv(names.locks, { ttl: lockTtlMs, history: 1 });
 }
 
-async function stateOf(jsm: JetStreamManager, stream: string) {
+async function stateOf(jsm: JetStreamManager, stream: string): Promise<StreamState> {
   const { state } = await jsm.streams.info(stream);
   const { messages, first_seq, last_seq } = state;
   return {
@@ -257,11 +182,11 @@ function readerOf(session: Session, stream: string, name: string): DurableConsum
     async next(wishedMs) {
       const waitMs = Math.max(pullMsMin, wishedMs);
       try {
-        return await run(session, waitMs + pullGraceMs, (life) => pull(life, waitMs));
+        return await call(session, waitMs + pullGraceMs, (life) => pull(life, waitMs));
       } catch (thrown) {
-        if (errorOf(thrown).code !== "request_timeout") throw thrown;
+        if (jetStreamErrorOf(thrown).code !== "request_timeout") throw thrown;
         // Servers leave pulls from a missing consumer without an answer.
-        await run(session, callMs, ({ jsm }) => jsm.consumers.info(stream, name));
+        await call(session, callMs, ({ jsm }) => jsm.consumers.info(stream, name));
         throw thrown;
       }
     },
@@ -365,32 +290,16 @@ async function takeLock(
   const locks = (): Promise<KV> => life.js.views.kv(session.names.locks, { ttl: lockTtlMs });
   return {
     renew: () =>
-      run(session, callMs, async () => {
+      call(session, callMs, async () => {
         const renewed = await unlessTaken((await locks()).update(name, owner, revision));
         revision = renewed ?? revision;
         return renewed !== undefined;
       }),
     release: () =>
-      run(session, callMs, async () => {
+      call(session, callMs, async () => {
         await unlessTaken((await locks()).delete(name, { previousSeq: revision }));
       }),
   };
-}
-
-async function close(session: Session): Promise<void> {
-  session.closed = true;
-  const life = await session.life?.catch(() => undefined);
-  life?.client.destroy();
-}
-
-/** Undefined when the thing asked for does not exist. */
-async function unlessMissing<T>(asked: Promise<T>): Promise<T | undefined> {
-  try {
-    return await asked;
-  } catch (thrown) {
-    if (errorOf(thrown).code === "not_found") return undefined;
-    throw thrown;
-  }
 }
 
 /** Undefined when the key has another revision than the expected one. */
@@ -403,24 +312,4 @@ async function unlessTaken<T>(asked: Promise<T>): Promise<T | undefined> {
     }
     throw thrown;
   }
-}
-
-function errorOf(thrown: unknown): TiergridError {
-  if (!(thrown instanceof NatsError)) return toTiergridError(thrown);
-  const { code, message, api_error } = thrown;
-  const text = `JetStream: ${api_error?.description ?? message}`;
-  if (api_error?.err_code === notEnabledCode) return noJetStream();
-  // Nobody answers for a subject whose stream is missing.
-  const missing = code === noResponders || code === "404";
-  if (missing || missingCodes.has(api_error?.err_code ?? 0)) {
-    return new TiergridError("not_found", text);
-  }
-  if (code === "TIMEOUT") return new TiergridError("request_timeout", text);
-  if (code === "CONNECTION_CLOSED") return new TiergridError("disconnected", text);
-  return new TiergridError("internal_error", text);
-}
-
-function noJetStream(): TiergridError {
-  const message = "durable KV events need JetStream, which the server has not (nats-server -js)";
-  return new TiergridError("config_invalid", message);
 }

@@ -38,6 +38,22 @@ export function allocate(bytes: usize): usize {
   return allocateFresh(bytes);
 }
 
+/** The same, for small regions and those that nothing can go on without; traps at the limit. */
+export function mustAllocate(bytes: usize): usize {
+  const at = allocate(bytes);
+  if (at === 0) unreachable();
+  return at;
+}
+
+/** A larger region with the bytes of the old one, which is given back. Traps at the limit. */
+export function enlarge(at: usize, bytes: usize, newBytes: usize): usize {
+  const larger = mustAllocate(newBytes);
+  if (bytes === 0) return larger;
+  memory.copy(larger, at, bytes);
+  free(at, bytes);
+  return larger;
+}
+
 /** Gives back a region that `allocate` answered for as many bytes. */
 export function free(at: usize, bytes: usize): void {
   bytes = roundUp(bytes);

@@ -10,7 +10,11 @@ import { join, resolve } from "node:path";
 const root = resolve(import.meta.dirname, "..");
 const sources = join(root, "assembly");
 const module = join(root, "dist", "core.wasm");
-const flags = ["-O3", "--runtime", "stub", "--enable", "simd", "--noAssert", "--use", "abort="];
+const flags = [
+  ...["-O3", "--runtime", "stub", "--enable", "simd", "--noAssert", "--use", "abort="],
+  // A usize is a u32: the module is for 32-bit memory.
+  ...["--disableWarning", "201"],
+];
 
 if (isStale()) {
   const asc = await import("assemblyscript/asc").catch(() => undefined);

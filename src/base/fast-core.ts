@@ -36,6 +36,41 @@ export interface CoreExports {
     local: number,
   ): void;
   chainHashes(from: number, to: number): void;
+
+  seedRandom(lo: number, hi: number): void;
+  /** Makes the index of the instance, once. */
+  openIndex(opaque: boolean, holdersMax: number, blocksMax: number, setWordsMax: number): void;
+  /** What one holder has; the address is its handle until `closeBook`. */
+  openBook(slot: number, live: number, expectedNames: number): number;
+  closeBook(book: number): void;
+  clearBook(book: number, expectedNames: number): void;
+  showBook(book: number): void;
+  blocksOf(book: number): number;
+  digestLo(book: number): number;
+  digestHi(book: number): number;
+  isSlow(book: number): number;
+  eventArea(bytes: number): number;
+  storeEvent(book: number, tier: number, hasParent: number, count: number): number;
+  removeEvent(book: number, tier: number, count: number): number;
+  restoreEvent(count: number, books: number, slots: number): number;
+  match(sequence: number, blocks: number, depths: number): number;
+  readRuns(sequence: number, blocks: number): void;
+  depthInRuns(book: number, tiers: number): number;
+  beginExport(): void;
+  exportBook(book: number): void;
+  exportBlocks(place: number, places: number, rowsMax: number): number;
+  exportNames(book: number, place: number, places: number, rowsMax: number): number;
+  rowsAt(): number;
+  rowBytes(): number;
+  rowsNext(): number;
+  maintain(slots: number): number;
+  pairCount(): number;
+  duplicateCount(): number;
+  hasSlowTiers(): number;
+  blockCount(): number;
+  interned(): number;
+  longestProbe(): number;
+  usedBytes(): number;
 }
 
 /** From `src/base` and from `dist/base` alike. */

@@ -31,9 +31,9 @@ import {
 } from "./kv-index.ts";
 import { RowExport } from "./row-export.ts";
 
-const holderNamesMin = 64;
+export const holderNamesMin = 64;
 /** Largest name table made on a worker's word alone; beyond, it grows with what is stored. */
-const expectedBlocksMax: number = 1 << 20;
+export const expectedBlocksMax: number = 1 << 20;
 
 export class ColumnIndex implements KvIndex {
   readonly mode: IndexMode;

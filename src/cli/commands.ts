@@ -19,6 +19,7 @@ import { globalCommand, globalProblems } from "./flags-global.ts";
 import { explainCommand, gridLintCommand, gridShowCommand } from "./flags-grid.ts";
 import { localCommand } from "./flags-local.ts";
 import { checkPlanes } from "./flags-process.ts";
+import { replayCommand } from "./flags-replay.ts";
 import { simulateCommand } from "./flags-simulate.ts";
 import { workerMockCommand } from "./flags-worker.ts";
 import { packageVersion } from "./package-version.ts";
@@ -41,6 +42,7 @@ const entries: readonly Entry[] = [
   entry(workerMockCommand, async (given) => (await import("./worker.ts")).run(given)),
   entry(demoCommand, async (given) => (await import("./demo.ts")).run(given)),
   entry(simulateCommand, async (given, print) => (await import("./simulate.ts")).run(given, print)),
+  entry(replayCommand, async (given, print) => (await import("./replay.ts")).run(given, print)),
   entry(gridShowCommand, async (given, print) =>
     (await import("./grid.ts")).showGrid(given, print),
   ),

@@ -21,6 +21,10 @@ export interface TraceRequest {
   readonly outputTokens: number;
   /** `ceil(inputTokens / 512)` ids below 2^53. */
   readonly hashIds: readonly number[];
+  /** The conversation a turn belongs to; turns follow each other in file order. */
+  readonly sessionId?: string;
+  /** Closed loop: the turn starts this long, in ms, after the end of the one before it. */
+  readonly delayMs?: number;
 }
 
 /** Parses a whole file; throws `config_invalid` naming the first lines that are wrong and why. */
@@ -72,7 +76,11 @@ function* linesOf(text: string): Generator<string> {
 function readLine(line: string): TraceRequest | string {
   const row = parseObject(line);
   if (row === undefined) return `expected a JSON object, got ${quoted(line)}`;
-  const arrivalMs = row["timestamp"] ?? row["created_time"];
+  const turn = readTurn(row);
+  if (typeof turn === "string") return turn;
+  // A turn that waits for the one before it needs no time of its own.
+  const arrivalMs =
+    row["timestamp"] ?? row["created_time"] ?? (turn.delayMs === undefined ? turn.delayMs : 0);
   if (typeof arrivalMs !== "number" || !(arrivalMs >= 0)) {
     return `timestamp: expected milliseconds, at least 0, got ${quoted(arrivalMs)}`;
   }
@@ -94,7 +102,24 @@ function readLine(line: string): TraceRequest | string {
     const reason = `one per ${traceBlockTokens} of ${inputTokens} tokens`;
     return `hash_ids: expected ${blocks} ids (${reason}), got ${hashIds.length}`;
   }
-  return { arrivalMs, inputTokens, outputTokens: Math.max(1, outputTokens), hashIds };
+  return { arrivalMs, inputTokens, outputTokens: Math.max(1, outputTokens), hashIds, ...turn };
+}
+
+/** The session fields of a row, those that it has. */
+function readTurn(
+  row: Record<string, unknown>,
+): Pick<TraceRequest, "sessionId" | "delayMs"> | string {
+  const sessionId = row["session_id"] ?? undefined;
+  if (sessionId === undefined) return {};
+  if (typeof sessionId !== "string" && !isCount(sessionId)) {
+    return `session_id: expected text or an integer, got ${quoted(sessionId)}`;
+  }
+  const delayMs = row["delay"] ?? row["delay_ms"] ?? undefined;
+  if (delayMs === undefined) return { sessionId: String(sessionId) };
+  if (typeof delayMs !== "number" || !(delayMs >= 0 && Number.isFinite(delayMs))) {
+    return `delay: expected milliseconds, at least 0, got ${quoted(delayMs)}`;
+  }
+  return { sessionId: String(sessionId), delayMs };
 }
 
 function parseObject(line: string): Record<string, unknown> | undefined {

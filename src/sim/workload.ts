@@ -3,13 +3,19 @@ import { readFile, stat } from "node:fs/promises";
 import { TiergridError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
 import { defaultMockTokenRange, mockToken } from "../protocol/mock-tokens.ts";
+import { parseAzureTrace } from "./azure-trace.ts";
 import { parseMooncakeTrace, type TraceRequest, traceBlockTokens } from "./mooncake-trace.ts";
 
 export const traceBytesMax = 256 * 1024 * 1024;
 /** Seed of the token rule for prompts; outputs take the request's own seed. */
 const promptSeed = 0;
 
-/** Reads a Mooncake JSONL file; throws `config_invalid` when it is missing, too large or wrong. */
+/** True for the name of an Azure trace; all others are Mooncake traces. */
+export function isAzureFile(path: string): boolean {
+  return path.toLowerCase().endsWith(".csv");
+}
+
+/** Reads a trace file; throws `config_invalid` when it is missing, too large or wrong. */
 export async function readTraceFile(path: string): Promise<TraceRequest[]> {
   const bytes = await stat(path).then(
     (found) => found.size,
@@ -21,7 +27,8 @@ export async function readTraceFile(path: string): Promise<TraceRequest[]> {
     throw new TiergridError("config_invalid", message);
   }
   try {
-    return parseMooncakeTrace(await readFile(path, "utf8"));
+    const text = await readFile(path, "utf8");
+    return isAzureFile(path) ? parseAzureTrace(text) : parseMooncakeTrace(text);
   } catch (cause) {
     if (!(cause instanceof TiergridError)) throw cause;
     const message = cause.message.replace(/^/gm, `${path}: `);
@@ -30,14 +37,14 @@ export async function readTraceFile(path: string): Promise<TraceRequest[]> {
 }
 
 /**
- * Time between the batches in which arrivals were recorded: the least gap between different ones
+ * Time between the batches in which arrivals were recorded: the median gap between different ones
  * when most arrivals are not alone, else 0.
  */
 export function recordedBatchMs(requests: readonly TraceRequest[]): number {
   const distinct = [...new Set(requests.map(({ arrivalMs }) => arrivalMs))].sort((a, b) => a - b);
   if (distinct.length < 2 || requests.length < 2 * distinct.length) return 0;
   const gaps = distinct.slice(1).map((arrivalMs, at) => arrivalMs - (distinct[at] ?? 0));
-  return Math.min(...gaps);
+  return gaps.sort((a, b) => a - b)[gaps.length >> 1] ?? 0;
 }
 
 export interface ArrivalOptions {

@@ -27,6 +27,8 @@ export interface OutputTokens {
   hashBlock(request: MockRequest, block: number, into: Uint32Array): void;
   /** True when the token just generated ends the request. */
   stops(request: MockRequest): boolean;
+  /** Leading prompt blocks whose KV costs nothing, wherever it comes from; absent = none. */
+  freeBlocks?(request: MockRequest): number;
 }
 
 /** Why `submit` refuses. */
@@ -280,7 +282,8 @@ export class MockEngineCore {
 
   #start(pass: MockPass, request: MockRequest, want: number): void {
     const computedFrom = this.#computedFrom(request);
-    const hitTokens = request.blocks.length * this.config.blockSize;
+    const ownHits = request.blocks.length * this.config.blockSize;
+    const hitTokens = request.transferred ? ownHits : computedFrom;
     const cachedTokens = Math.min(hitTokens, request.promptTokens);
     for (const slot of request.blocks) this.pool.pin(slot);
     request.committed = request.blocks.length;
@@ -301,7 +304,10 @@ export class MockEngineCore {
 
   #computedFrom(request: MockRequest): number {
     if (request.transferred) return request.promptTokens;
-    return request.blocks.length * this.config.blockSize;
+    const { blockSize } = this.config;
+    const free = this.#output.freeBlocks?.(request) ?? 0;
+    const last = Math.floor((request.length - 1) / blockSize);
+    return Math.max(request.blocks.length, Math.min(free, last)) * blockSize;
   }
 
   #schedule(pass: MockPass, request: MockRequest, want: number): void {

@@ -1,0 +1,255 @@
+/**
+ * The local router of one replayed pool without its bus: the choice tables, index and load book
+ * that the process `tiergrid local` has, fed by the engines of the run.
+ *
+ *   arrival ──▶ choose ─▶ worker      first token, end ──▶ book
+ *                 ▲                   KV events ─────────▶ index (identity: engines use our hashes)
+ */
+import { TiergridError } from "../../base/errors.ts";
+import { mulberry32, type Random } from "../../base/random.ts";
+import { choiceSettings, defaultKvRouterConfig } from "../../config/kv-router-config.ts";
+import { createKvIndex } from "../../core/create-kv-index.ts";
+import {
+  type ChoiceSettings,
+  type ChoiceTables,
+  choiceTables,
+  chooseAndBook,
+  latencyChoiceTables,
+} from "../../core/decision.ts";
+import type { KvIndex } from "../../core/kv-index.ts";
+import { LatencyBook } from "../../core/latency-book.ts";
+import { ShapeLatency } from "../../core/latency-model.ts";
+import type { PerfModel } from "../../core/perf-model.ts";
+import { WorkerLoad } from "../../core/worker-load.ts";
+import { WorkerRoster } from "../../core/worker-roster.ts";
+import type { EngineKvEvent } from "../../worker/engine.ts";
+import type { MockEngineConfig } from "../../worker/mock-engine-config.ts";
+import { type Policy, type PolicyRequest, uncachedTokens, type WorkerViews } from "./policies.ts";
+import { type PolicyKind, type PolicyName, policyTable } from "./policy-table.ts";
+
+export interface ReplayRouterOptions {
+  readonly policy: PolicyName;
+  readonly workers: number;
+  readonly engine: MockEngineConfig;
+  readonly seed: number;
+  /** What the router believes of the engines at first; the truth when left out. */
+  readonly profile?: PerfModel | undefined;
+}
+
+export interface ReplayArrival extends PolicyRequest {
+  /** Unique among the run's requests. */
+  readonly key: string;
+}
+
+interface LateEvent {
+  readonly worker: number;
+  readonly event: EngineKvEvent;
+  readonly visibleMs: number;
+}
+
+/** Delivered events that are kept before the list is cut. */
+const deliveredMax = 1024;
+const noConstraints = {};
+const noBlocks = new Uint32Array(0);
+
+export class ReplayRouter {
+  /** False when the policy never asks what is cached: then nobody need report it. */
+  readonly usesIndex: boolean;
+  readonly #index: KvIndex;
+  readonly #load: WorkerLoad;
+  readonly #tables: ChoiceTables;
+  readonly #settings: ChoiceSettings;
+  readonly #tracksBlocks: boolean;
+  readonly #sharesCache: boolean;
+  readonly #random: Random;
+  readonly #depths: Int32Array;
+  readonly #views: Mutable<WorkerViews>;
+  readonly #policy: Policy | undefined;
+  /** Events on their way, in order; the first `#delivered` have arrived. */
+  readonly #events: LateEvent[] = [];
+  #delivered = 0;
+  #stored: Uint32Array = new Uint32Array(256);
+
+  constructor(options: ReplayRouterOptions) {
+    const { policy, workers, engine, seed } = options;
+    const kind: PolicyKind = policyTable[policy];
+    const tableRandom = mulberry32(seed + 1);
+    this.#random = mulberry32(seed);
+    this.#index = createKvIndex({ mode: "identity", random: tableRandom, chain: () => {} });
+    this.#load = new WorkerLoad(tableRandom);
+    const workerIds = Array.from({ length: workers }, (_, worker) => String(worker));
+    for (const workerId of workerIds) this.#load.addHolder(this.#index.holder(workerId, 0));
+    this.#tables = tablesOf(kind, options, workerIds, this.#load);
+    this.#tracksBlocks = engine.workerType !== "prefill";
+    this.#settings = settingsOf(kind, engine);
+    this.#sharesCache = kind.type === "router" && kind.sharesCache === true;
+    this.usesIndex = kind.type === "router" ? kind.workerPolicy === "blocks" : kind.usesIndex;
+    this.#depths = new Int32Array(workers);
+    this.#views = {
+      count: workers,
+      overlapBlocks: this.#depths,
+      pendingTokens: this.#load.prefillTokens,
+      inFlight: this.#load.activeRequests,
+      processed: new Float64Array(workers),
+      engineWaiting: new Float64Array(workers),
+      engineKvUsage: new Float64Array(workers),
+    };
+    this.#policy = kind.type === "baseline" ? kind.create({ workerIds, engine }) : undefined;
+  }
+
+  /** Chooses a worker and books the request there. */
+  choose(arrival: ReplayArrival): number {
+    if (this.usesIndex) {
+      const longest = this.#match(arrival.sequence, arrival.nowMs);
+      if (this.#sharesCache) this.#depths.fill(longest);
+    }
+    const worker = this.#policy ? this.#chooseBy(this.#policy, arrival) : this.#chooseOwn(arrival);
+    this.#views.processed[worker] = (this.#views.processed[worker] ?? 0) + 1;
+    return worker;
+  }
+
+  firstToken(key: string, nowMs: number, cachedTokens: number): void {
+    this.#load.markPrefillCompleted(key, nowMs, cachedTokens);
+  }
+
+  /** A stream has this many tokens by now. */
+  decoded(key: string, tokens: number, nowMs: number): void {
+    this.#tables.latency?.decoded(key, tokens, nowMs);
+  }
+
+  /** An answer is over; `tokens` is 0 for one that was refused. */
+  ended(key: string, tokens: number, nowMs: number): void {
+    this.#tables.latency?.answered(key, tokens, nowMs);
+    this.#load.free(key, nowMs);
+  }
+
+  /** Leading blocks that an engine of the pool need not compute, wherever they are cached. */
+  sharedBlocks(sequence: Uint32Array, nowMs: number): number {
+    return this.#sharesCache ? this.#match(sequence, nowMs) : 0;
+  }
+
+  reported(worker: number, waiting: number, kvUsage: number): void {
+    this.#views.engineWaiting[worker] = waiting;
+    this.#views.engineKvUsage[worker] = kvUsage;
+  }
+
+  /** An event that the router hears of at `visibleMs`; times never go back. */
+  kvEvent(worker: number, event: EngineKvEvent, visibleMs: number): void {
+    this.#events.push({ worker, event, visibleMs });
+  }
+
+  /** Fills the overlaps as of now and answers the longest. */
+  #match(sequence: Uint32Array, nowMs: number): number {
+    this.#deliver(nowMs);
+    return this.#index.match(sequence, sequence.length >> 1, this.#depths);
+  }
+
+  #deliver(nowMs: number): void {
+    const events = this.#events;
+    while (this.#delivered < events.length) {
+      const next = events[this.#delivered] as LateEvent;
+      if (next.visibleMs > nowMs) break;
+      this.#apply(next);
+      this.#delivered++;
+    }
+    if (this.#delivered < Math.min(events.length, deliveredMax)) return;
+    events.splice(0, this.#delivered);
+    this.#delivered = 0;
+  }
+
+  #apply({ worker, event }: LateEvent): void {
+    switch (event.type) {
+      case "stored": {
+        const { parent } = event;
+        const above = parent ? { lo: parent[0] ?? 0, hi: parent[1] ?? 0 } : undefined;
+        this.#index.store(worker, above, this.#blocksOf(event.sequenceHashes));
+        break;
+      }
+      case "removed":
+        this.#index.remove(worker, event.sequenceHashes);
+        break;
+      case "cleared":
+        this.#index.clear(worker);
+        break;
+    }
+  }
+
+  #chooseOwn(arrival: ReplayArrival): number {
+    const { key, nowMs, inputTokens, sequence } = arrival;
+    const choice = chooseAndBook(
+      this.#tables,
+      {
+        key,
+        nowMs,
+        islTokens: inputTokens,
+        sequence: this.#tracksBlocks ? sequence : noBlocks,
+        promptHashes: sequence,
+        privateBlocks: 0,
+        overlap: { device: this.#depths },
+        constraints: noConstraints,
+        settings: this.#settings,
+      },
+      this.#random,
+    );
+    if (choice.outcome === "chosen") return choice.slot;
+    throw new TiergridError("internal_error", `replay: no worker was chosen: ${choice.code}`);
+  }
+
+  #chooseBy(policy: Policy, arrival: ReplayArrival): number {
+    const worker = policy(arrival, this.#views, this.#random);
+    const booked = this.#load.add({
+      key: arrival.key,
+      slot: worker,
+      nowMs: arrival.nowMs,
+      sequence: noBlocks,
+      privateBlocks: 0,
+      prefillTokens: uncachedTokens(arrival, this.#depths[worker] ?? 0),
+      expectedPrefillMs: 0,
+    });
+    if (booked === "ok") return worker;
+    throw new TiergridError("internal_error", `replay: the request was not booked: ${booked}`);
+  }
+
+  /** The index's form of stored blocks: four words each, of which `identity` reads the last two. */
+  #blocksOf(sequenceHashes: Uint32Array): Uint32Array {
+    const words = 2 * sequenceHashes.length;
+    if (this.#stored.length < words) this.#stored = new Uint32Array(2 * words);
+    for (let at = 0; at < sequenceHashes.length; at += 2) {
+      this.#stored[2 * at + 2] = sequenceHashes[at] ?? 0;
+      this.#stored[2 * at + 3] = sequenceHashes[at + 1] ?? 0;
+    }
+    return this.#stored.subarray(0, words);
+  }
+}
+
+type Mutable<Fields> = { -readonly [Name in keyof Fields]: Fields[Name] };
+
+function tablesOf(
+  kind: PolicyKind,
+  { engine, seed, profile }: ReplayRouterOptions,
+  workerIds: readonly string[],
+  load: WorkerLoad,
+): ChoiceTables {
+  const { numGpuBlocks, blockSize, maxNumBatchedTokens, workerType: role } = engine;
+  const roster = new WorkerRoster();
+  for (const [slot, workerId] of workerIds.entries()) {
+    roster.set(slot, { workerId, taints: new Set(), totalKvBlocks: numGpuBlocks }, 0);
+  }
+  if (kind.type === "baseline" || !kind.latency) return choiceTables(roster, load);
+  const shape = new ShapeLatency(profile ?? engine.perf, {
+    capacityTokens: numGpuBlocks * blockSize,
+    batchTokens: maxNumBatchedTokens,
+  });
+  const book = new LatencyBook({ role, blockSize, load, random: mulberry32(seed + 2) });
+  for (const slot of workerIds.keys()) book.addHolder(slot, shape);
+  return latencyChoiceTables(roster, load, { book, weights: kind.latency, gpus: 1 });
+}
+
+function settingsOf(kind: PolicyKind, engine: MockEngineConfig): ChoiceSettings {
+  const override = kind.type === "router" ? kind.override : {};
+  return choiceSettings(defaultKvRouterConfig, override, {
+    blockSize: engine.blockSize,
+    policy: kind.type === "router" ? kind.workerPolicy : "blocks",
+    decodeOnly: false,
+  });
+}

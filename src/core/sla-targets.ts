@@ -21,7 +21,7 @@ export interface SlaFault {
 }
 
 /** `router` of a request on the bus, every field written. */
-export type WireTargets = Required<SlaHints>;
+export type WireTargets = Required<Omit<SlaHints, "best_fit">>;
 
 export interface SlaDefaults {
   readonly ttftTargetMs: number | null;

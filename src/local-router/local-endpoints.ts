@@ -6,11 +6,13 @@
 import type { Clock } from "../base/clock.ts";
 import { TiergridError, toTiergridError } from "../base/errors.ts";
 import type { Decision } from "../core/decision.ts";
+import type { LatencyCostOptions } from "../core/latency-cost.ts";
 import type { WorkerRoster } from "../core/worker-roster.ts";
 import { askSubject, endpointQueue, endpointSubject } from "../protocol/subjects.ts";
 import type { Bus, BusMessage, Subscription } from "../runtime/bus.ts";
 import { type MicroService, serviceErrorHeaders } from "../runtime/micro-service.ts";
 import { decisionJson } from "./decision-json.ts";
+import { quotedQuery, quoteJson, readQuoteRequest } from "./latency-quote.ts";
 import { answerRoute, type RouteOptions } from "./route-endpoint.ts";
 import type { PoolRules } from "./route-query.ts";
 import { type Question, readQuestion } from "./router-question.ts";
@@ -27,6 +29,8 @@ export interface QuestionOptions extends RouteOptions {
   readonly service: MicroService;
   readonly rules: PoolRules;
   readonly roster: WorkerRoster;
+  /** Undefined in cost mode `blocks`, which has nothing to quote. */
+  readonly latency: LatencyCostOptions | undefined;
   /** Words for where the overlaps come from. */
   readonly indexMode: "events" | "approximate" | "off";
   readonly serving: () => boolean;
@@ -77,8 +81,16 @@ function answer(
   }
 }
 
-function bestWorker({ choice }: QuestionOptions, question: Question): unknown {
-  const { bare, excluded } = question;
+function bestWorker(options: QuestionOptions, question: Question): unknown {
+  const { choice } = options;
+  const { bare, body, excluded } = question;
+  const asked = readQuoteRequest(body);
+  if (asked) {
+    const { latency, rules } = options;
+    if (!latency) throw new TiergridError("not_implemented", blocksCannotQuote);
+    const query = quotedQuery(rules.role, question.query(), asked);
+    return quoteJson(latency, choice.ask(query, excluded), asked);
+  }
   const { choice: taken } = choice.ask(question.query(), excluded);
   if (taken.outcome === "refused") throw refusalError(taken);
   const { workerId, dpRank, overlapBlocks } = taken;
@@ -116,6 +128,8 @@ function overlapScores({ choice, roster, rules }: QuestionOptions, question: Que
     shared_cache: { enabled: false, total_hit_blocks: 0, ranges: [], error: null },
   };
 }
+
+const blocksCannotQuote = "a quote needs router_cost_mode latency; this router has blocks";
 
 function routeCall(options: QuestionOptions, { body, query }: Question): unknown {
   return answerRoute(options, body, query);

@@ -9,8 +9,9 @@
 import type { Clock } from "../base/clock.ts";
 import { type ErrorCode, errorTable, TiergridError } from "../base/errors.ts";
 import type { ChosenWorker } from "../core/decision.ts";
+import type { LatencyBook } from "../core/latency-book.ts";
 import { outputBlocksCrossed, outputFraction, type WorkerLoad } from "../core/worker-load.ts";
-import type { ItlSummary, RequestNotice } from "../protocol/notices.ts";
+import type { ClosedNotice, FinishedNotice, RequestNotice } from "../protocol/notices.ts";
 import type { Dispatch, HopDecision, RequestBody } from "../protocol/requests.ts";
 import { controlSubject, generateSubject } from "../protocol/subjects.ts";
 import type { DispatchEntry, DispatchPolicy, EndCause, Plan } from "../runtime/dispatch-policy.ts";
@@ -41,6 +42,8 @@ export interface LocalPolicyOptions {
   /** Absent when no request ever waits. */
   readonly admission: Admission | undefined;
   readonly load: WorkerLoad;
+  /** Learns from streams; undefined in cost mode `blocks`. */
+  readonly latency: LatencyBook | undefined;
   readonly directory: WorkerDirectory;
   readonly metrics: LocalMetrics;
   readonly series: LocalSeries;
@@ -187,7 +190,7 @@ function noticed(policy: Policy, entry: Entry, notice: RequestNotice): void {
       break;
     case "finished":
     case "closed":
-      answered(policy, state.booking, notice.output_tokens, notice.itl);
+      answered(policy, state.booking, notice);
       break;
     case "queued":
     case "failed":
@@ -202,7 +205,7 @@ function firstOutput(policy: Policy, entry: Entry, ttftMs: number, cachedTokens?
   state.hadFirstOutput = true;
   const { series, load, clock, workerSeries } = policy;
   const { workerId, dpRank } = booking.worker;
-  load.markPrefillCompleted(booking.key, clock.nowMs());
+  load.markPrefillCompleted(booking.key, clock.nowMs(), cachedTokens);
   policy.bookings.firstToken(booking.key);
   series.ttft.observe((clock.nowMs() - entry.receivedMs) / 1000);
   workerSeries.firstToken(workerId, dpRank, ttftMs, query.islTokens);
@@ -216,6 +219,7 @@ function progressed(policy: Policy, state: LocalRequest, outputTokens: number): 
   const newTokens = outputTokens - state.outputTokens;
   if (!booking || !(newTokens > 0)) return;
   state.outputTokens = outputTokens;
+  policy.latency?.decoded(booking.key, outputTokens, clock.nowMs());
   const tracks = rules.config.routerTrackOutputBlocks && rules.role !== "prefill";
   const crossed = outputBlocksCrossed(query.islTokens, outputTokens, newTokens, rules.blockSize);
   if (!tracks || crossed === 0) load.touch(booking.key, clock.nowMs());
@@ -228,13 +232,14 @@ function progressed(policy: Policy, state: LocalRequest, outputTokens: number): 
 
 /** The worker's `finished`, or in its stead the owner's `closed`. */
 function answered(
-  { series, workerSeries, onAnswered }: Policy,
-  { worker }: LocalBooking,
-  outputTokens: number,
-  itl: ItlSummary | undefined,
+  { series, workerSeries, onAnswered, latency, clock }: Policy,
+  { key, worker }: LocalBooking,
+  { outcome, output_tokens: outputTokens, itl }: FinishedNotice | ClosedNotice,
 ): void {
   onAnswered(worker.workerId);
   series.osl.observe(outputTokens);
+  // An answer that broke off says nothing about how long they are.
+  if (outcome === "ok") latency?.answered(key, outputTokens, clock.nowMs());
   if (!itl) return;
   series.itl.merge(itl.buckets, itl.sum_ms / 1000);
   workerSeries.gaps(worker.workerId, worker.dpRank, itl);

@@ -17,7 +17,7 @@ import { updateBusyThresholds } from "../config/busy-thresholds.ts";
 import { subscribesToKvEvents } from "../config/kv-router-config.ts";
 import type { QueueOrder } from "../core/admission-queue.ts";
 import { createKvIndex } from "../core/create-kv-index.ts";
-import { choiceTables } from "../core/decision.ts";
+import { choiceTables, latencyChoiceTables } from "../core/decision.ts";
 import type { IndexMode, IndexStats } from "../core/kv-index.ts";
 import { defaultLoadLimits, WorkerLoad } from "../core/worker-load.ts";
 import { type BusyThresholds, WorkerRoster } from "../core/worker-roster.ts";
@@ -39,6 +39,7 @@ import {
 import { createEventIntake, type HolderStates } from "./event-intake.ts";
 import { collectEventsAtScrape } from "./event-metrics.ts";
 import { type HeldIntake, holdIntake } from "./held-intake.ts";
+import { type LatencyTables, startLatencyTables } from "./latency-tables.ts";
 import {
   collectAtScrape,
   type LocalMetrics,
@@ -128,6 +129,8 @@ export interface LocalStats {
 interface Tables extends DurableModeTables {
   readonly roster: WorkerRoster;
   readonly load: WorkerLoad;
+  /** Undefined in cost mode `blocks`. */
+  readonly latency: LatencyTables | undefined;
   readonly prediction: Prediction | undefined;
   readonly silence: SilenceCheck | undefined;
 }
@@ -137,7 +140,7 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
   const { random, clock, metrics, endpoint } = options;
   const inst = String(randomId(random));
   const tables = createTables(options);
-  const { roster, load, overlap, prediction, directory, silence } = tables;
+  const { roster, load, latency, overlap, prediction, directory, silence } = tables;
   const durable = startDurableMode(options, tables, inst);
   const series = localSeries(metrics);
   const sync = options.config.routerReplicaSync
@@ -152,6 +155,7 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
   const policy = createLocalPolicy({
     ...{ inst, namespace, clock, metrics, series, serving, choice, load, directory, bookings },
     admission,
+    latency: latency?.cost.book,
     rules: options,
     workerSeries: perWorker,
     onAnswered: (workerId) => silence?.ended(workerId),
@@ -159,6 +163,7 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
   const dispatcher = new Dispatcher({ ...options, inst, level: "local", policy });
   const presence = startPresence({
     ...{ ...options, inst, roster, choice, directory, serving, dispatcher },
+    latency: latency?.cost,
     followsEvents: overlap !== undefined,
     predicts: prediction !== undefined,
     pending: () => admission?.pending ?? nobodyWaits,
@@ -250,6 +255,7 @@ function createTables(options: LocalRouterOptions): Tables {
   const { random, bus, clock, config, blockHasher, indexMode = "opaque" } = options;
   const roster = new WorkerRoster(options.thresholds);
   const load = new WorkerLoad(random);
+  const latency = startLatencyTables(options, load);
   let overlap: OverlapTables | undefined;
   let held: HeldIntake | undefined;
   if (subscribesToKvEvents(config)) {
@@ -266,11 +272,12 @@ function createTables(options: LocalRouterOptions): Tables {
     overlap = { index, intake, digests };
   }
   const directory = watchWorkers({ ...options, roster, load, overlap });
+  latency?.follow(directory);
   const workers = () => directory.workers.values();
   const silence =
     overlap && startSilenceCheck({ ...options, workers, eventsOf: overlap.intake.eventsOf });
   const prediction = startPrediction({ ...options, directory });
-  return { roster, load, overlap, held, prediction, directory, silence };
+  return { roster, load, latency, overlap, held, prediction, directory, silence };
 }
 
 function administrationOf(
@@ -306,14 +313,14 @@ function closeTables({ directory, overlap, prediction, silence }: Tables): void 
 
 function choiceOf(
   { clock, random }: LocalRouterOptions,
-  { roster, load, directory, overlap, prediction }: Tables,
+  { roster, load, latency, directory, overlap, prediction }: Tables,
   series: LocalSeries,
   bookings: BookingListener,
 ): WorkerChoice {
   const context = {
     clock,
     random,
-    tables: choiceTables(roster, load),
+    tables: latency ? latencyChoiceTables(roster, load, latency.cost) : choiceTables(roster, load),
     directory,
     index: overlap?.index,
     predicted: prediction?.index,

@@ -34,6 +34,8 @@ export interface RouteQuery {
   /** Weight by taint; positive pulls the request to workers that have it. */
   readonly preferredTaints: ReadonlyMap<string, number> | undefined;
   readonly expectedOutputTokens: number | undefined;
+  /** Compare workers by their fit to this target; only in cost mode `latency`. */
+  readonly fitTargetMs: number | undefined;
   /** Higher goes first in the queue, whatever else is said. */
   readonly strictPriority: number;
   /** Seconds that the request counts as older in the queue. */
@@ -76,6 +78,7 @@ export function readRouteQuery(rules: PoolRules, request: RouteRequest): RouteQu
     constraints: constraintsOf(body, phase),
     preferredTaints: preferredTaintsOf(body.routing ?? {}),
     expectedOutputTokens: body.routing?.expected_output_tokens ?? undefined,
+    fitTargetMs: config.routerCostMode === "latency" ? fitTargetOf(role, body) : undefined,
     strictPriority: body.routing?.strict_priority ?? 0,
     priorityJumpSecs: body.routing?.priority_jump ?? 0,
     doNotQueue: body.routing?.do_not_queue ?? false,
@@ -85,6 +88,12 @@ export function readRouteQuery(rules: PoolRules, request: RouteRequest): RouteQu
       decodeOnly: role === "decode",
     }),
   };
+}
+
+/** With `best_fit` the target of what the pool's workers do decides. */
+function fitTargetOf(role: CardRole, { router }: RequestBody): number | undefined {
+  if (router?.best_fit !== true) return undefined;
+  return (role === "decode" ? router.itl_target : router.ttft_target) ?? undefined;
 }
 
 const none = new Uint32Array(0);

@@ -65,6 +65,9 @@ export function createWorkerChoice(context: ChoiceContext, askRandom: Random): W
     overlap: match(query),
     constraints: query.constraints,
     preferredTaints: query.preferredTaints,
+    promptHashes: query.sequence,
+    expectedOutputTokens: query.expectedOutputTokens,
+    fitTargetMs: query.fitTargetMs,
     settings: query.settings,
   });
   return {

@@ -50,6 +50,8 @@ export interface RoutingHints {
 export interface SlaHints {
   readonly ttft_target?: number | null;
   readonly itl_target?: number | null;
+  /** Take the cheapest worker that meets the target; set by the router that compared quotes. */
+  readonly best_fit?: boolean | null;
   readonly ttft_source?: string | null;
   readonly itl_source?: string | null;
 }

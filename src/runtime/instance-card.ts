@@ -50,6 +50,8 @@ export interface InstanceCard {
   readonly kvEvents: boolean;
   /** Of a worker: what requests may require or prefer of it; absent = none. */
   readonly taints?: readonly string[];
+  /** Of a worker: profile of its engine, as `readPerfModel` takes it; absent = not known. */
+  readonly perfModel?: unknown;
   readonly load?: CardLoad;
   /** Of a local router: workers it accepts for selection. */
   readonly workersReady?: number;
@@ -94,6 +96,7 @@ export function encodeHeartbeat({ card, goodbye }: Heartbeat): Uint8Array {
     identity_hashes: card.identityHashes,
     kv_events: card.kvEvents,
     taints: card.taints,
+    perf_model: card.perfModel,
     workers_ready: card.workersReady,
     load: load && {
       running: load.running,
@@ -131,7 +134,7 @@ function cardOf(fields: Fields): InstanceCard {
   const epoch = text(fields, "epoch");
   const workerId = text(fields, "worker_id");
   if (!/^[0-9a-f]{16}$/.test(epoch) || !/^\d{1,20}$/.test(workerId)) throw wrong;
-  const { load, digests, taints, workers_ready: workersReady } = fields;
+  const { load, digests, taints, perf_model: perfModel, workers_ready: workersReady } = fields;
   return {
     inst,
     epoch,
@@ -153,6 +156,7 @@ function cardOf(fields: Fields): InstanceCard {
     identityHashes: fields["identity_hashes"] === true,
     kvEvents: fields["kv_events"] === true,
     ...(taints === undefined ? {} : { taints: list(taints, taintsMax).map(asText) }),
+    ...(perfModel === undefined ? {} : { perfModel }),
     ...(load === undefined ? {} : { load: loadOf(asFields(load)) }),
     ...(workersReady === undefined ? {} : { workersReady: asCount(workersReady) }),
     ...(digests === undefined

@@ -58,8 +58,6 @@ export interface ReplicaPeersOptions {
   readonly slotOf: (workerId: string, dpRank: number) => number | undefined;
   /** Asks a router for its list. */
   readonly ask: (routerId: string) => void;
-  /** A peer's request has left its prefill, or its worker. */
-  readonly onRelief: () => void;
 }
 
 export interface ReplicaPeers {
@@ -246,13 +244,19 @@ function takeDeltas(peers: Peers, peer: Peer, frame: SequenceFrame): void {
 }
 
 function apply(peers: Peers, peer: Peer, events: readonly SequenceEvent[]): void {
-  let relieved = false;
   for (const event of events) {
-    if (event.type === "add") add(peers, peer, event.booking);
-    else if (event.type === "free") relieved = free(peers, peer, event.request) || relieved;
-    else relieved = firstToken(peers, peer, event.request) || relieved;
+    switch (event.type) {
+      case "add":
+        add(peers, peer, event.booking);
+        break;
+      case "first_token":
+        firstToken(peers, peer, event.request);
+        break;
+      case "free":
+        free(peers, peer, event.request);
+        break;
+    }
   }
-  if (relieved) peers.onRelief();
 }
 
 function add(peers: Peers, peer: Peer, booking: SequenceBooking): void {
@@ -265,24 +269,21 @@ function add(peers: Peers, peer: Peer, booking: SequenceBooking): void {
 function count({ load, clock, slotOf }: Peers, { routerId }: Peer, booking: SequenceBooking): void {
   const slot = slotOf(booking.workerId, booking.dpRank);
   if (slot === undefined) return;
-  const { sequence, privateBlocks, prefillTokens, expectedPrefillMs } = booking;
+  const { sequence, privateBlocks, prefillTokens, cachedTokens, expectedPrefillMs } = booking;
   load.add({
-    ...{ slot, sequence, privateBlocks, prefillTokens, expectedPrefillMs },
+    ...{ slot, sequence, privateBlocks, prefillTokens, cachedTokens, expectedPrefillMs },
     key: bookingKey(routerId, booking.request),
     nowMs: clock.nowMs(),
   });
 }
 
-function firstToken({ load, clock }: Peers, { routerId, book }: Peer, request: number): boolean {
-  if (!book.completePrefill(request)) return false;
+function firstToken({ load, clock }: Peers, { routerId, book }: Peer, request: number): void {
+  if (!book.completePrefill(request)) return;
   load.markPrefillCompleted(bookingKey(routerId, request), clock.nowMs());
-  return true;
 }
 
-function free({ load, clock }: Peers, { routerId, book }: Peer, request: number): boolean {
-  if (!book.free(request)) return false;
-  load.free(bookingKey(routerId, request), clock.nowMs());
-  return true;
+function free({ load, clock }: Peers, { routerId, book }: Peer, request: number): void {
+  if (book.free(request)) load.free(bookingKey(routerId, request), clock.nowMs());
 }
 
 function recover(peers: Peers, peer: Peer, cause: ResyncCause): void {
@@ -374,7 +375,6 @@ function clear(peers: Peers, peer: Peer): void {
   peer.recovery = undefined;
   const requests = [...peer.book.values()].map(({ request }) => request);
   for (const request of requests) free(peers, peer, request);
-  if (requests.length > 0) peers.onRelief();
 }
 
 function drop({ metrics }: Peers, cause: "capacity" | "duplicate"): void {

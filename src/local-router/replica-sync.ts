@@ -12,6 +12,7 @@
  */
 import { type CancelTimer, type Clock, every } from "../base/clock.ts";
 import type { Random } from "../base/random.ts";
+import type { ChosenWorker } from "../core/decision.ts";
 import { ReplicaBook } from "../core/replica-book.ts";
 import type { WorkerLoad } from "../core/worker-load.ts";
 import {
@@ -59,13 +60,11 @@ export interface ReplicaSyncOptions {
   readonly blockSize: number;
   readonly load: WorkerLoad;
   readonly directory: Pick<WorkerDirectory, "workers">;
-  /** A replica's request has left its prefill, or its worker. */
-  readonly onRemoteRelief?: () => void;
 }
 
 /** Told of this router's own bookings, by their keys in the load book, the moment they change. */
 export interface BookingListener {
-  added(key: string, worker: { readonly workerId: string; readonly dpRank: number }): void;
+  added(key: string, worker: Pick<ChosenWorker, "workerId" | "dpRank" | "cachedTokens">): void;
   firstToken(key: string): void;
   freed(key: string): void;
 }
@@ -113,7 +112,6 @@ export function startReplicaSync(options: ReplicaSyncOptions): ReplicaSync {
       return worker?.slots[dpRank - worker.card.dpStart];
     },
     ask: (of) => ask(sync, answers, of),
-    onRelief: options.onRemoteRelief ?? (() => {}),
   });
   const sync: Sync = {
     ...options,
@@ -174,7 +172,7 @@ function listenerOf(sync: Sync): BookingListener {
   const { own, numbers, load } = sync;
   const blocksMax = sequenceBlocksMax(sync.frameBytesMax);
   return {
-    added(key, { workerId, dpRank }) {
+    added(key, { workerId, dpRank, cachedTokens }) {
       const booked = load.bookingOf(key);
       if (!booked) return;
       const request = ++sync.booked;
@@ -182,7 +180,7 @@ function listenerOf(sync: Sync): BookingListener {
       // What does not fit into a message travels as a number: it counts, but shares nothing.
       const beyond = Math.max(sequence.length / 2 - blocksMax, 0);
       const booking = {
-        ...{ request, workerId, dpRank, prefillTokens, expectedPrefillMs },
+        ...{ request, workerId, dpRank, prefillTokens, cachedTokens, expectedPrefillMs },
         sequence: beyond > 0 ? sequence.subarray(0, 2 * blocksMax) : sequence,
         privateBlocks: booked.privateBlocks + beyond,
       };

@@ -12,8 +12,8 @@
  *   60 zero u32 | events
  *
  *   event: type u32 | request u64
- *          worker u64 | rank u32 | blocks u32 | private blocks u32 | prefill tokens u32
- *          expected prefill ms f32 | blocks x sequence hash u64                          only add
+ *          worker u64 | rank u32 | blocks u32 | private blocks u32 | prefill tokens u32      only add
+ *          cached tokens u32 | expected prefill ms f32 | blocks x sequence hash u64
  *
  * Times are on the sender's clock, which never steps and whose zero means nothing.
  */
@@ -33,6 +33,8 @@ export interface SequenceBooking {
   readonly privateBlocks: number;
   /** Prompt tokens not computed yet; 0 from the first token on. */
   readonly prefillTokens: number;
+  /** Prompt tokens that the worker had cached. */
+  readonly cachedTokens: number;
   /** Expected duration of the prefill; 0 = unknown. */
   readonly expectedPrefillMs: number;
 }
@@ -90,7 +92,7 @@ const kinds = ["deltas", "list"] as const;
 const eventTypes = ["add", "first_token", "free"] as const;
 const headWords = 16;
 const eventWords = 3;
-const addWords = 10;
+const addWords = 11;
 const two32 = 4294967296;
 const openingBrace = 0x7b;
 
@@ -226,8 +228,8 @@ function writeEvent(out: Uint32Array, at: number, event: SequenceEvent): number 
   const worker = lanesOf(booking.workerId);
   setInteger(out, at + 1, booking.request);
   out.set([worker.lo, worker.hi, booking.dpRank, sequence.length / 2], at + 3);
-  out.set([booking.privateBlocks, booking.prefillTokens], at + 7);
-  new Float32Array(out.buffer, 4 * (at + 9), 1)[0] = booking.expectedPrefillMs;
+  out.set([booking.privateBlocks, booking.prefillTokens, booking.cachedTokens], at + 7);
+  new Float32Array(out.buffer, 4 * (at + 10), 1)[0] = booking.expectedPrefillMs;
   out.set(sequence, at + addWords);
   return at + addWords + sequence.length;
 }
@@ -243,7 +245,7 @@ function readEvent(words: Uint32Array, at: number): SequenceEvent {
   const start = at + addWords;
   const end = start + 2 * word(6);
   if (end > words.length) throw bad(`${word(6)} blocks do not fit`);
-  const expectedPrefillMs = new Float32Array(words.buffer, 4 * (at + 9), 1)[0];
+  const expectedPrefillMs = new Float32Array(words.buffer, 4 * (at + 10), 1)[0];
   if (!isFinite64(expectedPrefillMs)) throw bad("a duration is not finite");
   const booking: SequenceBooking = {
     ...{ request, expectedPrefillMs },
@@ -252,6 +254,7 @@ function readEvent(words: Uint32Array, at: number): SequenceEvent {
     sequence: words.subarray(start, end),
     privateBlocks: word(7),
     prefillTokens: word(8),
+    cachedTokens: word(9),
   };
   return { type, booking };
 }

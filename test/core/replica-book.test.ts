@@ -4,7 +4,8 @@ import { ReplicaBook, replicaBookingsMax } from "../../src/core/replica-book.ts"
 import type { SequenceBooking } from "../../src/protocol/active-sequences.ts";
 
 const bookingOf = (request: number, prefillTokens = 10): SequenceBooking => ({
-  ...{ request, prefillTokens, workerId: "1", dpRank: 0, privateBlocks: 0, expectedPrefillMs: 0 },
+  ...{ request, prefillTokens, cachedTokens: 0, expectedPrefillMs: 0 },
+  ...{ workerId: "1", dpRank: 0, privateBlocks: 0 },
   sequence: new Uint32Array(0),
 });
 

@@ -50,13 +50,13 @@ export function createReplicas(seed: number, maxPayloadBytes?: number) {
     const workers = new Map<string, PoolWorker>();
     const inst = options.inst ?? String(randomId(random));
     let relieved = 0;
+    load.onRelief = () => {
+      relieved++;
+    };
     const sync = startReplicaSync({
       ...{ bus, clock, random, gate, log, metrics, endpoint, inst, load },
       blockSize: options.blockSize ?? 16,
       directory: { workers },
-      onRemoteRelief: () => {
-        relieved++;
-      },
     });
     const meetWorker = (workerId: string): void => {
       const slot = Number(workerId);
@@ -81,7 +81,7 @@ export function createReplicas(seed: number, maxPayloadBytes?: number) {
         const sequence = Uint32Array.from(blocks.flatMap((block) => [block, 1]));
         const facts = { sequence, privateBlocks, prefillTokens, expectedPrefillMs: 0 };
         load.add({ key, slot: Number(workerId), nowMs: clock.nowMs(), ...facts });
-        sync.added(key, { workerId, dpRank: 0 });
+        sync.added(key, { workerId, dpRank: 0, cachedTokens: 0 });
       },
       firstToken(key: string): void {
         load.markPrefillCompleted(key, clock.nowMs());

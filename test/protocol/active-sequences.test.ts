@@ -30,6 +30,7 @@ const booking: fc.Arbitrary<SequenceBooking> = fc.record({
   }),
   privateBlocks: u32,
   prefillTokens: u32,
+  cachedTokens: u32,
   expectedPrefillMs: fc.float({ noNaN: true, noDefaultInfinity: true, min: 0 }),
 });
 
@@ -156,7 +157,7 @@ it("knows how many blocks fit into a message", () => {
     const bytesWith = (blocks: number): number => {
       const sequence = new Uint32Array(2 * blocks);
       const add = { ...{ request: 1, workerId: "1", dpRank: 0, privateBlocks: 0 }, sequence };
-      const booked = { ...add, prefillTokens: 0, expectedPrefillMs: 0 };
+      const booked = { ...add, prefillTokens: 0, cachedTokens: 0, expectedPrefillMs: 0 };
       return encodeSequenceFrame({ ...plain, events: [{ type: "add", booking: booked }] }).length;
     };
     const fit = sequenceBlocksMax(bytesMax);

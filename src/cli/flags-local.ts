@@ -4,7 +4,7 @@
  */
 import type { Command, FlagTable, OptionsOf } from "../base/flags.ts";
 import { kvRouterFlags } from "./flags-kv-router.ts";
-import { processFlags } from "./flags-process.ts";
+import { coreFlags, processFlags } from "./flags-process.ts";
 
 const serviceFlags = {
   endpoint: {
@@ -109,7 +109,7 @@ const serviceFlags = {
   },
 } as const satisfies FlagTable;
 
-export const localFlags = { ...serviceFlags, ...kvRouterFlags, ...processFlags };
+export const localFlags = { ...serviceFlags, ...kvRouterFlags, ...coreFlags, ...processFlags };
 export type LocalOptions = OptionsOf<typeof localFlags>;
 
 export const localCommand: Command<typeof localFlags> = {

@@ -1,5 +1,18 @@
 /** Flags that every long-running command has: bus, logs, system server, shutdown. */
+import { coreChoices } from "../base/fast-core.ts";
 import type { Environment, FlagTable } from "../base/flags.ts";
+
+/** For commands that hash prompts. */
+export const coreFlags = {
+  core: {
+    env: "TIERGRID_CORE",
+    type: "choice",
+    choices: coreChoices,
+    default: "auto",
+    group: "Fast core",
+    help: "Hashing and index: wasm, ts (slow hashing), or auto: wasm where it can be had.",
+  },
+} as const satisfies FlagTable;
 
 export const processFlags = {
   nats: {

@@ -1,7 +1,7 @@
 /** Flags of `tiergrid worker mock`; engine options beyond these come from a file. */
 import type { Command, FlagTable, OptionsOf } from "../base/flags.ts";
 import { readableMockTokenRange } from "../protocol/mock-tokens.ts";
-import { processFlags } from "./flags-process.ts";
+import { coreFlags, processFlags } from "./flags-process.ts";
 
 const serviceFlags = {
   endpoint: {
@@ -171,12 +171,21 @@ const engineFileFlags = {
     group: "Mock engine",
     help: "JSON file with any of the engine's options by their snake_case names; flags beat it.",
   },
+  perfModel: {
+    flag: "perf-model",
+    env: "TIERGRID_WORKER_PERF_MODEL",
+    type: "string",
+    default: null,
+    group: "Mock engine",
+    help: "JSON file with the profile the workers announce; default: the engine's own.",
+  },
 } as const satisfies FlagTable;
 
 export const workerMockFlags = {
   ...serviceFlags,
   ...mockEngineFlags,
   ...engineFileFlags,
+  ...coreFlags,
   ...processFlags,
 };
 export type WorkerMockOptions = OptionsOf<typeof workerMockFlags>;

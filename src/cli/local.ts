@@ -10,13 +10,15 @@ import {
 } from "../config/kv-router-config.ts";
 import { unsupportedFields } from "../config/kv-router-support.ts";
 import type { QueueOrder } from "../core/admission-queue.ts";
+import { wasmIndexCore } from "../core/wasm-index.ts";
 import { adminRoutes } from "../local-router/admin-routes.ts";
 import { localRouterTable } from "../local-router/local-metrics.ts";
 import { startLocalRouter } from "../local-router/local-router.ts";
-import { loadBlockHasher } from "../protocol/block-hashes.ts";
+import { createBlockHasher } from "../protocol/block-hashes.ts";
 import { parseEndpointPath } from "../protocol/subjects.ts";
 import { processMetrics } from "../runtime/metric-table.ts";
 import { createMetrics } from "../runtime/metrics.ts";
+import { coreName, openCore } from "./core.ts";
 import { openDurableLog } from "./durable-log.ts";
 import type { localFlags } from "./flags-local.ts";
 import { kvRouterSources } from "./kv-router-sources.ts";
@@ -32,6 +34,7 @@ export async function run(given: Given<typeof localFlags>): Promise<number> {
   const log = shell.logs("router");
   for (const warning of warnings) log.warn(formatFault(warning));
   const { clock, random, bus, gate, version } = shell;
+  const core = await openCore(options.core, log, metrics);
   const durable = config.durableKvEvents && subscribesToKvEvents(config);
   const durableLog = durable ? await openDurableLog(options, shell, "lo", endpoint) : undefined;
   const router = startLocalRouter({
@@ -40,7 +43,8 @@ export async function run(given: Given<typeof localFlags>): Promise<number> {
     role: options.role,
     blockSize: options.blockSize,
     policy: options.routerPolicy,
-    blockHasher: await loadBlockHasher(),
+    blockHasher: createBlockHasher(core),
+    ...(core && { indexCore: wasmIndexCore(core) }),
     thresholds: {
       activeDecodeBlocks: options.activeDecodeBlocksThreshold,
       activePrefillTokens: options.activePrefillTokensThreshold,
@@ -54,7 +58,12 @@ export async function run(given: Given<typeof localFlags>): Promise<number> {
     ready: router.ready,
     health: () => ({
       ready: router.ready(),
-      body: { endpoint: options.endpoint, workers: router.holders(), stats: router.stats },
+      body: {
+        core: coreName(core),
+        endpoint: options.endpoint,
+        workers: router.holders(),
+        stats: router.stats,
+      },
     }),
     metrics: metrics.text,
     ...(options.adminRoutes && { app: adminRoutes(router.admin) }),

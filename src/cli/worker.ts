@@ -3,7 +3,7 @@ import { TiergridError } from "../base/errors.ts";
 import type { Given } from "../base/flags.ts";
 import { formatFault } from "../config/config-fault.ts";
 import { parseConfigText, readConfigText } from "../config/config-text.ts";
-import { loadBlockHasher } from "../protocol/block-hashes.ts";
+import { createBlockHasher } from "../protocol/block-hashes.ts";
 import { parseEndpointPath } from "../protocol/subjects.ts";
 import { mergeMetricTexts } from "../runtime/merge-metrics.ts";
 import { componentMetrics, processMetrics, workerMetrics } from "../runtime/metric-table.ts";
@@ -11,6 +11,7 @@ import { createMetrics } from "../runtime/metrics.ts";
 import { MockDriver } from "../worker/mock-driver.ts";
 import { readMockEngineConfig } from "../worker/mock-engine-config.ts";
 import { startWorker, type Worker } from "../worker/worker.ts";
+import { coreName, openCore } from "./core.ts";
 import { openDurableLog } from "./durable-log.ts";
 import type { workerMockFlags } from "./flags-worker.ts";
 import { mockEngineOptionsOf } from "./mock-engine-options.ts";
@@ -20,11 +21,14 @@ import { openShell, serveUntilSignal } from "./shell.ts";
 export async function run(given: Given<typeof workerMockFlags>): Promise<number> {
   const { options } = given;
   const endpoint = parseEndpointPath(options.endpoint);
-  const config = readMockEngineConfig(mockEngineOptionsOf(given, await fileOf(given)));
+  const { engineConfig, perfModel } = options;
+  const config = readMockEngineConfig(mockEngineOptionsOf(given, await fileOf(engineConfig)));
+  const announcedPerfModel = perfModel === null ? undefined : await fileOf(perfModel);
   const metrics = createMetrics(processMetrics);
   const shell = await openShell(options, "wk", metrics);
   const { clock, random, bus, gate, version } = shell;
-  const hasher = await loadBlockHasher();
+  const core = await openCore(options.core, shell.logs("worker"), metrics);
+  const hasher = createBlockHasher(core);
   const durableLog = options.durableKvEvents
     ? await openDurableLog(options, shell, "wk", endpoint)
     : undefined;
@@ -35,6 +39,7 @@ export async function run(given: Given<typeof workerMockFlags>): Promise<number>
     const engine = new MockDriver({
       ...{ name, config, clock, random, hasher },
       model: options.modelName,
+      announcedPerfModel,
     });
     const constants = options.count > 1 ? [{ prefix: "", labels: { worker: String(number) } }] : [];
     const ownMetrics = createMetrics({ ...workerMetrics, ...componentMetrics }, constants);
@@ -54,7 +59,7 @@ export async function run(given: Given<typeof workerMockFlags>): Promise<number>
     ready,
     health: () => ({
       ready: ready(),
-      body: { workers: workers.map((worker) => worker.health().body) },
+      body: { core: coreName(core), workers: workers.map((worker) => worker.health().body) },
     }),
     metrics: async () =>
       mergeMetricTexts(await Promise.all([metrics.text, ...workerTexts].map((text) => text()))),
@@ -70,10 +75,7 @@ function taintsOf(text: string | null): string[] {
   return (text ?? "").split(",").flatMap((taint) => taint.trim() || []);
 }
 
-async function fileOf({
-  options,
-}: Given<typeof workerMockFlags>): Promise<Readonly<Record<string, unknown>>> {
-  const { engineConfig: path } = options;
+async function fileOf(path: string | null): Promise<Readonly<Record<string, unknown>>> {
   if (path === null) return {};
   const read = await readConfigText(path);
   if (!read.ok) throw new TiergridError("config_invalid", formatFault(read.fault));

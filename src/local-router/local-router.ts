@@ -18,7 +18,7 @@ import { subscribesToKvEvents } from "../config/kv-router-config.ts";
 import type { QueueOrder } from "../core/admission-queue.ts";
 import { createKvIndex } from "../core/create-kv-index.ts";
 import { choiceTables, latencyChoiceTables } from "../core/decision.ts";
-import type { IndexMode, IndexStats } from "../core/kv-index.ts";
+import type { IndexMode, IndexStats, KvIndexCore } from "../core/kv-index.ts";
 import { defaultLoadLimits, WorkerLoad } from "../core/worker-load.ts";
 import { type BusyThresholds, WorkerRoster } from "../core/worker-roster.ts";
 import type { EndpointPath } from "../protocol/subjects.ts";
@@ -28,7 +28,7 @@ import { Dispatcher } from "../runtime/dispatcher.ts";
 import type { EchoGate } from "../runtime/echo-gate.ts";
 import type { Log } from "../runtime/log.ts";
 import { type Administered, serveThresholds } from "./admin-routes.ts";
-import { type Admission, createAdmission } from "./admission.ts";
+import { startAdmission } from "./admission.ts";
 import { startDigestCheck } from "./digest-check.ts";
 import {
   type DurableModeOptions,
@@ -58,7 +58,7 @@ import {
   type ReplicaSync,
   startReplicaSync,
 } from "./replica-sync.ts";
-import type { CallerBookings, PendingRequests } from "./route-endpoint.ts";
+import type { CallerBookings } from "./route-endpoint.ts";
 import { type PoolRules, readRouteQuery } from "./route-query.ts";
 import { type SilenceCheck, startSilenceCheck } from "./silence-check.ts";
 import { createWorkerChoice, nothingExcluded, type WorkerChoice } from "./worker-choice.ts";
@@ -81,6 +81,8 @@ export interface LocalRouterOptions extends PoolRules, Pick<DurableModeOptions, 
   readonly version: string;
   /** `identity` only when every engine names blocks by the router's own hashes. */
   readonly indexMode?: IndexMode;
+  /** Absent = the index in TypeScript. */
+  readonly indexCore?: KvIndexCore;
   /** Absent = the config's policy. */
   readonly queueOrder?: QueueOrder;
 }
@@ -148,7 +150,7 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
     : undefined;
   const bookings: BookingListener = sync ?? nobodyListens;
   const choice = choiceOf(options, tables, series, bookings);
-  const admission = admissionOf(options, tables, choice);
+  const admission = startAdmission({ ...options, rules: options, choice, load, directory });
   const serving = servingLatch(options, directory);
   const perWorker = workerSeries(metrics, options.role);
   const { namespace } = endpoint;
@@ -166,7 +168,7 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
     latency: latency?.cost,
     followsEvents: overlap !== undefined,
     predicts: prediction !== undefined,
-    pending: () => admission?.pending ?? nobodyWaits,
+    admission,
     bookings: callerBookings(options, load, bookings),
   });
   directory.listen({
@@ -259,7 +261,10 @@ function createTables(options: LocalRouterOptions): Tables {
   let overlap: OverlapTables | undefined;
   let held: HeldIntake | undefined;
   if (subscribesToKvEvents(config)) {
-    const index = createKvIndex({ mode: indexMode, random, chain: blockHasher.chain });
+    const index = createKvIndex({
+      mode: indexMode,
+      ...{ random, core: options.indexCore, chain: blockHasher.chain },
+    });
     const query = createRecoveryQuery(bus, clock);
     const events = createEventIntake({ index, clock, query });
     held = durableLogOf(options) && holdIntake(events);
@@ -333,22 +338,6 @@ function choiceOf(
   };
   return createWorkerChoice(context, mulberry32(randomU32(random)));
 }
-
-/** The queue in front of the workers, woken by whatever makes room. */
-function admissionOf(
-  options: LocalRouterOptions,
-  { load, directory }: Tables,
-  choice: WorkerChoice,
-): Admission | undefined {
-  const order = options.queueOrder ?? options.config.routerQueuePolicy;
-  const admission = createAdmission({ ...options, rules: options, order, choice, directory });
-  if (!admission) return undefined;
-  load.onRelief = admission.wake;
-  directory.listen({ changed: admission.wake });
-  return admission;
-}
-
-const nobodyWaits: PendingRequests = Object.freeze({ count: 0, islTokens: 0 });
 
 /** True from the moment that enough workers were there at once. */
 function servingLatch(

@@ -309,6 +309,7 @@ export const bookingMetrics = {
 /** Every process: config, bus, runtime. */
 export const processMetrics = {
   tiergrid_build_info: gauge("1, labelled with the build", ["version", "node", "commit"]),
+  tiergrid_core_info: gauge("1 for the core that hashes and indexes: wasm, ts", ["core"]),
   tiergrid_config_info: gauge("1 for the active config", ["kind", "version"]),
   tiergrid_config_reloads_total: counter("Reloads", ["kind", "result"]),
   tiergrid_config_last_applied_timestamp_seconds: gauge("When the config was applied", ["kind"]),

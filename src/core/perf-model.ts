@@ -93,10 +93,40 @@ export function tablePerf(table: PerfTable): PerfModel {
   };
 }
 
-/** Reads the JSON form of a perf model; throws `config_invalid` naming what is wrong. */
+/** `perf` on an engine whose clock runs faster: what an engine with a speed-up announces. */
+export function spedUpPerf(
+  perf: PerfModel,
+  speedupRatio: number,
+  decodeSpeedupRatio: number,
+): PerfModel {
+  const decodeRatio = speedupRatio * decodeSpeedupRatio;
+  return {
+    prefillMs: (tokens, attention) => perf.prefillMs(tokens, attention) / speedupRatio,
+    decodeMs: (work) => perf.decodeMs(work) / decodeRatio,
+  };
+}
+
+/**
+ * Reads the JSON form of a perf model; throws `config_invalid` naming what is wrong. An object may
+ * have `speedup_ratio` and `decode_speedup_ratio`, as mock engines do.
+ */
 export function readPerfModel(json: unknown): PerfModel {
   if (json === "polynomial") return polynomialPerf;
   const fields = asFields(json, "perf_model");
+  const speedupRatio = readRatio(fields, "speedup_ratio");
+  const decodeSpeedupRatio = readRatio(fields, "decode_speedup_ratio");
+  const perf = readKind(fields);
+  if (speedupRatio === 1 && decodeSpeedupRatio === 1) return perf;
+  return spedUpPerf(perf, speedupRatio, decodeSpeedupRatio);
+}
+
+function readRatio(fields: Readonly<Record<string, unknown>>, name: string): number {
+  const value = fields[name] ?? 1;
+  if (typeof value === "number" && Number.isFinite(value) && value > 0) return value;
+  throw invalid(`perf_model ${name}: expected a number > 0, got ${show(value)}`);
+}
+
+function readKind(fields: Readonly<Record<string, unknown>>): PerfModel {
   switch (fields["kind"]) {
     case "polynomial":
       return polynomialPerf;
@@ -106,7 +136,7 @@ export function readPerfModel(json: unknown): PerfModel {
       return tablePerf(readPerfTable(fields));
     default:
       throw invalid(
-        `perf_model.kind: expected polynomial, coefficients or table, got ${show(json)}`,
+        `perf_model.kind: expected polynomial, coefficients or table, got ${show(fields)}`,
       );
   }
 }

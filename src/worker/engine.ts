@@ -115,6 +115,8 @@ export interface EngineCard {
   readonly contextLength: number | undefined;
   readonly dpStart: number;
   readonly dpSize: number;
+  /** Its speed, as `readPerfModel` takes it; undefined = not known. */
+  readonly perfModel?: unknown;
 }
 
 export interface EngineSink {

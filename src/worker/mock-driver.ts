@@ -33,6 +33,8 @@ export interface MockDriverOptions {
   readonly model: string;
   readonly config: MockEngineConfig;
   readonly dpStart?: number;
+  /** Profile to announce instead of the engine's own. */
+  readonly announcedPerfModel?: unknown;
   readonly clock: Clock;
   /** Draws for faults. */
   readonly random: Random;
@@ -97,6 +99,7 @@ export class MockDriver implements Engine {
       contextLength: limit(config.maxModelLen),
       dpStart: this.#dpStart,
       dpSize: config.dpSize,
+      perfModel: this.#options.announcedPerfModel ?? config.perfModel,
     };
   }
 

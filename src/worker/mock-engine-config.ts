@@ -26,6 +26,8 @@ export interface MockEngineConfig {
   readonly dpSize: number;
   readonly startupTimeMs: number;
   readonly perf: PerfModel;
+  /** `perf` with the speed-ups, as `readPerfModel` takes it. */
+  readonly perfModel: unknown;
   readonly kvBytesPerToken: number;
   /** 0 = transfers take no time. */
   readonly kvTransferGbPerSecond: number;
@@ -145,6 +147,7 @@ function freeze(
     dpSize: value("dp_size"),
     startupTimeMs: (value<number | null>("startup_time") ?? 0) * 1000,
     perf,
+    perfModel: perfModelOf(values),
     kvBytesPerToken: value("kv_bytes_per_token") ?? 0,
     kvTransferGbPerSecond: value("kv_transfer_bandwidth") ?? 0,
     kvTransferTimingMode: value("kv_transfer_timing_mode"),
@@ -180,6 +183,20 @@ function perfOf(values: ReadonlyMap<string, unknown>, faults: string[]): PerfMod
     faults.push(thrown instanceof TiergridError ? thrown.message : String(thrown));
     return polynomialPerf;
   }
+}
+
+/** What the engine announces of its speed. */
+function perfModelOf(values: ReadonlyMap<string, unknown>): unknown {
+  const profile = values.get("planner_profile_data");
+  const named = values.get("perf_model");
+  const kind = named === "polynomial" ? { kind: named } : named;
+  const ratios = ["speedup_ratio", "decode_speedup_ratio"].flatMap((name) =>
+    values.get(name) === 1 ? [] : [[name, values.get(name)]],
+  );
+  return {
+    ...((profile === null ? kind : { ...(profile as object), kind: "table" }) as object),
+    ...Object.fromEntries(ratios),
+  };
 }
 
 function option(value: unknown, check: Check, help: string): Option {

@@ -1,10 +1,13 @@
 /** What a worker says of itself in its heartbeats. */
 import type { EndpointPath } from "../protocol/subjects.ts";
 import type { CardState, InstanceCard, RankDigest } from "../runtime/instance-card.ts";
-import type { Engine } from "./engine.ts";
+import type { Engine, EngineCard } from "./engine.ts";
 
 /** One heartbeat in so many carries the digests of the ranks, on average. */
 export const digestBeats = 5;
+
+/** A larger profile is not announced: heartbeats stay small. */
+const perfModelCharactersMax = 16_384;
 
 export interface CardFacts {
   readonly inst: string;
@@ -50,5 +53,11 @@ export function workerCardOf(facts: CardFacts): InstanceCard {
     load,
     ...(digests ? { digests } : {}),
     ...(taints?.length ? { taints } : {}),
+    ...perfModelOf(card),
   };
+}
+
+function perfModelOf({ perfModel }: EngineCard): Pick<InstanceCard, "perfModel"> {
+  if (perfModel === undefined) return {};
+  return JSON.stringify(perfModel).length > perfModelCharactersMax ? {} : { perfModel };
 }

@@ -12,7 +12,9 @@
  * - Keys come from outside; home slots depend on secrets drawn from `random`, so nobody can aim many
  *   keys at one run. Stored key words are XORed with a secret, so the two reserved keys (empty, dead)
  *   are values nobody can aim at either; they are treated as their neighbours.
- * - Load stays at or below 3/4. A probe longer than 128 rebuilds with new secrets.
+ * - Load stays at or below 3/4. A probe longer than 128 grows a table above half load, as chance makes
+ *   some there, and rebuilds one below with new secrets.
+ * - Growth keeps the secrets: slots move in order, and a slice touches few pages of the new array.
  * - Offsets that `find` and `insert` answer are valid until the next call that changes the table.
  */
 import type { Random } from "../base/random.ts";
@@ -146,10 +148,12 @@ export class LaneTable {
   reserve(slots: number): void {
     if (this.#oldCapacity > 0) this.migrate(Math.max(sliceSlots, 8 * slots));
     const needed = this.count + slots;
-    if (needed <= this.capacity * loadMax && this.longestProbe <= probeMax) return;
+    const isFull = needed > this.capacity * loadMax;
+    // A long probe can wait for the end of a growth; a full table cannot.
+    if (!isFull && (this.longestProbe <= probeMax || this.#oldCapacity > 0)) return;
     if (this.#oldCapacity > 0) this.migrate(this.#oldCapacity);
-    const same = needed <= this.capacity * loadMax;
-    this.#startGrowth(same ? this.capacity : Math.ceil(needed / loadAfterGrowth));
+    const capacity = Math.max(this.capacity, Math.ceil(needed / loadAfterGrowth));
+    this.#startGrowth(capacity);
   }
 
   /** Moves up to `slots` slots of a growth under way; answers whether some are left. */
@@ -210,11 +214,13 @@ export class LaneTable {
     this.#oldMulLo = this.#mulLo;
     this.#oldMulHi = this.#mulHi;
     this.#oldScale = this.#scale;
+    if (capacity === this.capacity) {
+      this.#mulLo = randomU32(this.#random) | 1;
+      this.#mulHi = randomU32(this.#random) | 1;
+    }
     this.capacity = capacity;
     this.words = new Int32Array(capacity * this.#slotWords);
     this.#scale = capacity / 4294967296;
-    this.#mulLo = randomU32(this.#random) | 1;
-    this.#mulHi = randomU32(this.#random) | 1;
     this.longestProbe = 0;
     this.scanAt = 0;
     this.#missAt = -1;

@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { expect, it } from "vitest";
-import { mulberry32, randomInt } from "../../src/base/random.ts";
+import { mulberry32, randomInt, randomU32 } from "../../src/base/random.ts";
 import { LaneTable } from "../../src/core/lane-table.ts";
 
 it("holds what a Map holds, through growth, deletions and misses", () => {
@@ -69,4 +69,42 @@ it("a scan that starts over behind shifted slots sees every slot", () => {
     table.removeAt(at);
   }
   for (const value of kept) expect(seen.has(value)).toBe(true);
+});
+
+it("never starts a growth while another is under way, whatever the probes", () => {
+  const random = mulberry32(9);
+  const table = new LaneTable(3, 1024, mulberry32(3));
+  let growths = 0;
+  for (let key = 0; key < 400_000; key += 100) {
+    const { capacity, migrating } = table;
+    table.reserve(100);
+    if (table.capacity !== capacity) {
+      expect(migrating).toBe(false);
+      growths++;
+    }
+    for (let one = 0; one < 100; one++) {
+      const [lo, hi] = [randomU32(random), randomU32(random)];
+      if (table.find(lo, hi) < 0) table.insert(lo, hi);
+    }
+  }
+  expect(growths).toBeGreaterThan(20);
+  expect(table.count).toBe(400_000);
+});
+
+it("spreads keys that were made for one place by new secrets", () => {
+  // The first table's secrets are known; then keys with one XOR of their lanes share a home.
+  const draws = mulberry32(4);
+  let drawn = 0;
+  const table = new LaneTable(3, 4096, () => (drawn++ < 4 ? 0 : draws()));
+  let longest = 0;
+  for (let lo = 1; lo <= 300; lo++) {
+    table.reserve(1);
+    expect(table.find(lo, lo ^ 77)).toBe(-1);
+    table.insert(lo, lo ^ 77);
+    longest = Math.max(longest, table.longestProbe);
+  }
+  while (table.migrate(1));
+  expect(longest).toBe(129);
+  expect(table.longestProbe).toBeLessThan(20);
+  for (let lo = 1; lo <= 300; lo++) expect(table.find(lo, lo ^ 77)).toBeGreaterThanOrEqual(0);
 });

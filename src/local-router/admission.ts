@@ -4,7 +4,8 @@
  *
  *   ask ──room, nobody waits──▶ go
  *    ▲ └──else──▶ place in the queue ──▶ wait
- *    └── head only: load went away, workers changed, it became the head, or a minute passed
+ *    └── head only: prefill left the load book (ours or a replica's), workers changed, it became
+ *        the head, or a minute passed
  *
  * - A request that was let through once is never held again: an attempt that fails keeps its turn.
  * - The head is woken only when it has room; all others sleep until they are the head.
@@ -13,10 +14,10 @@ import { type CancelSignal, CancelSwitch } from "../base/cancel.ts";
 import type { Clock } from "../base/clock.ts";
 import { TiergridError } from "../base/errors.ts";
 import { AdmissionQueue, type QueueOrder, type Ticket } from "../core/admission-queue.ts";
+import type { WorkerLoad } from "../core/worker-load.ts";
 import { type LocalMetrics, workerTypeOf } from "./local-metrics.ts";
-import type { PendingRequests } from "./route-endpoint.ts";
 import type { PoolRules, RouteQuery } from "./route-query.ts";
-import type { Excluded, WorkerChoice } from "./worker-choice.ts";
+import { type Excluded, nothingExcluded, type WorkerChoice } from "./worker-choice.ts";
 import type { WorkerDirectory } from "./worker-directory.ts";
 
 /** Longest wait before the head is asked again, were every sign of room lost. */
@@ -44,16 +45,24 @@ export interface Admission {
   ask(request: Admittance): Verdict;
   /** The request is over. */
   leave(request: Admittance): void;
-  /** Load went away somewhere, or the workers changed. */
-  wake(): void;
+  /** What a request that cannot wait is told; undefined = it need not. */
+  refusalOf(query: RouteQuery): TiergridError | undefined;
   readonly pending: PendingRequests;
+}
+
+/** Requests that wait for a worker. */
+export interface PendingRequests {
+  readonly count: number;
+  readonly islTokens: number;
 }
 
 export interface AdmissionOptions {
   readonly clock: Clock;
   readonly rules: PoolRules;
-  readonly order: QueueOrder;
+  /** Absent = the config's policy. */
+  readonly queueOrder?: QueueOrder;
   readonly choice: WorkerChoice;
+  readonly load: WorkerLoad;
   readonly directory: WorkerDirectory;
   readonly metrics: LocalMetrics;
 }
@@ -66,11 +75,12 @@ interface Gate extends AdmissionOptions {
 }
 
 /** Undefined when the config sets no threshold: then nothing waits. */
-export function createAdmission(options: AdmissionOptions): Admission | undefined {
-  const { rules, order, clock } = options;
+export function startAdmission(options: AdmissionOptions): Admission | undefined {
+  const { rules, clock, load, directory } = options;
   const { routerQueueThreshold: threshold, routerPrefillLoadModel } = rules.config;
   if (threshold === null) return undefined;
   const depthRules = rules.config.routerQueueByIncomingMissingIsl;
+  const order = options.queueOrder ?? rules.config.routerQueuePolicy;
   const gate: Gate = {
     ...options,
     threshold,
@@ -79,13 +89,20 @@ export function createAdmission(options: AdmissionOptions): Admission | undefine
     recheckMs: routerPrefillLoadModel === "none" ? recheckMs : decayRecheckMs,
   };
   const { queue } = gate;
+  const wake = (): void => {
+    const head = queue.head?.item;
+    if (head && !head.woken.aborted && !isFull(gate, head)) head.woken.abort();
+  };
+  load.onRelief = wake;
+  directory.listen({ changed: wake });
   collectQueueAtScrape(gate);
   return {
     ask: (request) => ask(gate, request),
     leave: (request) => giveUp(gate, request),
-    wake() {
-      const head = queue.head?.item;
-      if (head && !head.woken.aborted && !isFull(gate, head)) head.woken.abort();
+    refusalOf(query) {
+      const impatient = { ...query, doNotQueue: true };
+      const verdict = arrive(gate, newAdmittance(impatient, nothingExcluded, clock.nowMs()));
+      return verdict.type === "refuse" ? verdict.error : undefined;
     },
     pending: {
       get count() {

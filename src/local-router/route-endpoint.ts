@@ -9,6 +9,7 @@
  *   potential_loads what every worker would carry with it ─▶ {loads, pending_count, …}
  *
  * `new` may reach any router of a pool; its later calls go to the `route_subject` of its answer.
+ * `new` never waits: when it would have to, it is refused with `do_not_queue`.
  * The caller owns its booking; one that it forgets is freed when nothing has named it for
  * `staleAfterMs` (`core/worker-load.ts`), or when its worker is gone.
  */
@@ -17,6 +18,7 @@ import { type Random, randomHex128 } from "../base/random.ts";
 import { shown } from "../protocol/request-body.ts";
 import type { RequestBody } from "../protocol/requests.ts";
 import { askSubject, controlSubject, generateSubject } from "../protocol/subjects.ts";
+import type { Admission } from "./admission.ts";
 import type { RouteQuery } from "./route-query.ts";
 import { nothingExcluded, refusalError, type WorkerChoice } from "./worker-choice.ts";
 
@@ -26,18 +28,13 @@ export interface CallerBookings {
   freed(key: string): boolean;
 }
 
-/** Requests that wait for a worker. */
-export interface PendingRequests {
-  readonly count: number;
-  readonly islTokens: number;
-}
-
 export interface RouteOptions {
   readonly inst: string;
   readonly random: Random;
   readonly choice: WorkerChoice;
   readonly bookings: CallerBookings;
-  readonly pending: () => PendingRequests;
+  /** Absent when no request ever waits. */
+  readonly admission: Admission | undefined;
 }
 
 const requestIdLengthMax = 256;
@@ -68,10 +65,13 @@ export function answerRoute(
 }
 
 function bookNew(
-  { choice, inst }: RouteOptions,
+  { choice, inst, admission }: RouteOptions,
   query: RouteQuery,
   { requestId, key }: { readonly requestId: string; readonly key: string },
 ): unknown {
+  // A caller that went away while it waited would leave a booking that nobody frees.
+  const refused = admission?.refusalOf(query);
+  if (refused) throw refused;
   const chosen = choice.choose(query, key, nothingExcluded);
   if (chosen.outcome === "refused") throw refusalError(chosen);
   const { workerId, dpRank, overlapBlocks, cachedTokens } = chosen;
@@ -88,9 +88,8 @@ function bookNew(
   };
 }
 
-function potentialLoads({ choice, pending }: RouteOptions, query: RouteQuery): object {
+function potentialLoads({ choice, admission }: RouteOptions, query: RouteQuery): object {
   const { candidates } = choice.ask(query, nothingExcluded);
-  const { count, islTokens } = pending();
   return {
     loads: candidates.map((candidate) => ({
       worker_id: candidate.workerId,
@@ -99,8 +98,8 @@ function potentialLoads({ choice, pending }: RouteOptions, query: RouteQuery): o
       potential_decode_blocks: candidate.potentialDecodeBlocks,
       active_requests: candidate.activeRequests,
     })),
-    pending_count: count,
-    pending_isl_tokens: islTokens,
+    pending_count: admission?.pending.count ?? 0,
+    pending_isl_tokens: admission?.pending.islTokens ?? 0,
   };
 }
 

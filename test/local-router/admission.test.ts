@@ -380,3 +380,22 @@ it("ends every request once and leaves nothing behind, in any course of events",
   expect(router.stats).toMatchObject({ openRequests: 0, bookings: 0, bookedBlocks: 0 });
   expect(await metrics.text()).toMatch(/queue_pending_requests\{.*\} 0/);
 });
+
+it("books no caller's own dispatch while it would have to wait", async () => {
+  const pool = await startQueue({}, 1);
+  const { clock, post, question, router } = pool;
+  const ask = () => question("route", { method: "new", request_id: "r", token_ids: [1, 2] });
+  const first = post(promptOf(1, 4));
+  await clock.runFor(20);
+  expect(await ask()).toMatchObject({ error: { code: "do_not_queue" } });
+  pool.firstOutput(first.rid);
+  await clock.runFor(20);
+  expect(await ask()).toMatchObject({ worker_id: "1" });
+  const waits = post(promptOf(2, 4));
+  await clock.runFor(20);
+  expect(waits.outcome).toBe("waiting");
+  await question("route", { method: "mark_prefill", request_id: "r" });
+  await clock.runFor(20);
+  expect(waits.outcome).toBe("1");
+  expect(router.stats.bookings).toBe(3);
+});

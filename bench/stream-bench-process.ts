@@ -15,11 +15,6 @@
  */
 import { realClock } from "../src/base/clock.ts";
 import { osRandom, randomHex128 } from "../src/base/random.ts";
-import {
-  encodeNotice,
-  type FinishedNotice,
-  type FirstOutputNotice,
-} from "../src/protocol/notices.ts";
 import { encodeReceipt } from "../src/protocol/receipts.ts";
 import {
   decodeDispatch,
@@ -33,6 +28,7 @@ import { controlSubject, generateSubject, type InstanceKind } from "../src/proto
 import type { Bus, BusMessage } from "../src/runtime/bus.ts";
 import { Dispatcher } from "../src/runtime/dispatcher.ts";
 import { connectNatsBus } from "../src/runtime/nats-bus.ts";
+import { NoticeOutbox } from "../src/runtime/notice-outbox.ts";
 import { createStreamOwner } from "../src/runtime/stream-owner.ts";
 import { createStreamSender, type SenderStream } from "../src/runtime/stream-sender.ts";
 
@@ -153,19 +149,27 @@ function worker(bus: Bus, inst: string): void {
       if (index >= 0) running.splice(index, 1);
     },
   });
+  const notices = new NoticeOutbox(realClock, (subject, payload) => bus.publish(subject, payload));
   const wake = loop(() => {
+    let made = 0;
     for (let index = running.length - 1; index >= 0; index--) {
       const { stream, total } = running[index]!;
       if (stream.blocked) continue;
-      if (stream.made === 0) tell(bus, stream, { type: "first_output", ttft_ms: 1 });
+      const { rid, attempt, notify } = stream.envelope;
+      if (stream.made === 0)
+        notices.add(notify, { type: "first_output", rid, attempt, ttft_ms: 1 });
       stream.push({ tokenIds: [1000 + stream.made] });
+      made += 1;
       if (stream.made < total) continue;
       stream.end({ finishReason: "length" });
-      tell(bus, stream, { type: "finished", outcome: "ok", output_tokens: total });
+      const told = { outcome: "ok", output_tokens: total } as const;
+      notices.add(notify, { type: "finished", rid, attempt, ...told });
       running.splice(index, 1);
     }
     sender.flush();
-    return running.length > 0;
+    notices.flush();
+    // Without credit an engine waits for the acknowledgement that wakes it.
+    return made > 0;
   });
   bus.subscribe(subjectOf(inst), ({ payload, reply }) => {
     const { envelope, body } = decodeDispatch({ payload, reply }, osRandom);
@@ -187,16 +191,6 @@ function worker(bus: Bus, inst: string): void {
     if (reply !== undefined) bus.publish(reply, encodeControlReply(answer));
     wake();
   });
-}
-
-type Told = Omit<FirstOutputNotice, "rid" | "attempt"> | Omit<FinishedNotice, "rid" | "attempt">;
-
-/** The notices of an aggregated answer, to the dispatchers that asked for them. */
-function tell(bus: Bus, { envelope }: SenderStream, told: Told): void {
-  const { rid, attempt, notify } = envelope;
-  if (notify.length === 0) return;
-  const payload = encodeNotice({ ...told, rid, attempt });
-  for (const subject of notify) bus.publish(subject, payload);
 }
 
 function dispatcher(bus: Bus, inst: string, next: string): void {

@@ -12,14 +12,9 @@ import { TiergridError } from "../base/errors.ts";
 import { type Random, randomId } from "../base/random.ts";
 import type { PoolConfig } from "../config/pool-config.ts";
 import type { SlaDefaults } from "../core/sla-targets.ts";
-import { decodeNotice, type Notice } from "../protocol/notices.ts";
+import type { Notice } from "../protocol/notices.ts";
 import type { Dispatch } from "../protocol/requests.ts";
-import {
-  endpointQueue,
-  endpointSubject,
-  noticeSubject,
-  type RouterQuestion,
-} from "../protocol/subjects.ts";
+import { endpointQueue, endpointSubject, type RouterQuestion } from "../protocol/subjects.ts";
 import { announce, newEpoch } from "../runtime/announce.ts";
 import type { Bus, BusMessage, Subscription } from "../runtime/bus.ts";
 import { watchInstances } from "../runtime/discovery.ts";
@@ -206,7 +201,17 @@ function serveEndpoints(parts: Parts): Endpoints {
     counters.get(phase)?.count(durationMs, error);
   const context = { ...options, health, ring, active: () => state.active, onEnded };
   const policy = createGlobalPolicy(context);
-  const dispatcher = new Dispatcher({ ...options, inst, level: "global", policy });
+  const onNotice = (notice: Notice): void => {
+    if (notice.type === "queued") {
+      const entry = dispatcher.entries.get(notice.rid);
+      if (entry && notice.attempt >= entry.attempt) heardQueued(entry.state);
+    }
+    // `closed` mostly comes after `finished`, when the dispatcher has no entry for it any more.
+    if (notice.type !== "closed") return;
+    const state = countClosed(metrics, ring, notice);
+    metrics.counter("tiergrid_lifecycle_notices_total", { kind: "closed", state }).add(1);
+  };
+  const dispatcher = new Dispatcher({ ...options, inst, level: "global", policy, onNotice });
   const subscriptions: Subscription[] = [];
   for (const { role } of state.active.config.roles) {
     const endpoint = role === "agg" ? "generate" : `${role}_generate`;
@@ -225,17 +230,6 @@ function serveEndpoints(parts: Parts): Endpoints {
     const path = { namespace, component, inst, endpoint: endpoint as RouterQuestion };
     subscriptions.push(serveQuery(context, service, path, answer));
   }
-  const notices = bus.subscribe(noticeSubject(inst), ({ payload }) => {
-    const notice = readNotice(payload);
-    if (notice?.type === "queued") {
-      const entry = dispatcher.entries.get(notice.rid);
-      if (entry && notice.attempt >= entry.attempt) heardQueued(entry.state);
-    }
-    // `closed` mostly comes after `finished`, when the dispatcher has no entry for it any more.
-    if (notice?.type !== "closed") return;
-    const state = countClosed(metrics, ring, notice);
-    metrics.counter("tiergrid_lifecycle_notices_total", { kind: "closed", state }).add(1);
-  });
   const withdraw = (): void => {
     for (const subscription of subscriptions.splice(0)) subscription.unsubscribe();
   };
@@ -246,20 +240,10 @@ function serveEndpoints(parts: Parts): Endpoints {
     withdraw,
     close: () => {
       withdraw();
-      notices.unsubscribe();
       service.stop();
       dispatcher.close();
     },
   };
-}
-
-function readNotice(payload: Uint8Array): Notice | undefined {
-  try {
-    return decodeNotice(payload);
-  } catch {
-    // The dispatcher hears the same subject and counts what cannot be read.
-    return undefined;
-  }
 }
 
 function reload(parts: Parts, next: PoolConfig, warnings: number): "applied" | "unchanged" {

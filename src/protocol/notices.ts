@@ -2,9 +2,11 @@
  * Lifecycle notices: how dispatchers, which see no token, learn what became of a request.
  *
  * Sent to every subject of the request's `notify` list (`failed`: to the nearest, as a request).
- * Idempotent per (rid, attempt, type); they may come late, twice and in any order.
+ * Idempotent per (rid, attempt, type); they may come late, twice and in any order. A message holds
+ * one notice, or an array of those that one engine step or loop turn had for the dispatcher.
  */
 import { type ErrorCode, isErrorCode, TiergridError } from "../base/errors.ts";
+import { isObject } from "./request-body.ts";
 import type { FinishReason } from "./stream-frames.ts";
 
 /** Inter-token gaps of one answer: counts per bucket of the standard ITL histogram. */
@@ -32,7 +34,7 @@ export interface FirstOutputNotice extends NoticeOf<"first_output"> {
   readonly ttft_ms: number;
   readonly cached_tokens?: number;
 }
-/** Output grew over a block boundary (only with output-block tracking). */
+/** Output grew over a block boundary; only where the envelope asks for `progress`. */
 export interface ProgressNotice extends NoticeOf<"progress"> {
   readonly output_tokens: number;
 }
@@ -88,15 +90,36 @@ const noticeTypes = new Set([
   "active",
 ]);
 
+/** Notices of one message. */
+export const noticesPerMessageMax = 256;
+
 const decoder = new TextDecoder();
 
 export function encodeNotice(notice: Notice): Uint8Array {
-  return Buffer.from(JSON.stringify(notice));
+  return Buffer.from(noticeText(notice));
 }
 
-/** Throws `malformed_reply` on anything that is not a notice. */
-export function decodeNotice(payload: Uint8Array): Notice {
-  const value = parseObject(payload);
+export const noticeText = (notice: Notice): string => JSON.stringify(notice);
+
+/** One message of notices that `noticeText` printed. */
+export function encodeNoticeTexts(texts: readonly string[]): Uint8Array {
+  const [only = "[]", ...rest] = texts;
+  return Buffer.from(rest.length === 0 ? only : `[${texts.join(",")}]`);
+}
+
+/** The notices of a message; throws `malformed_reply` when one of them is not a notice. */
+export function decodeNotices(payload: Uint8Array): readonly Notice[] {
+  const json = parsed(payload);
+  if (!Array.isArray(json)) return [noticeOf(json)];
+  if (json.length > noticesPerMessageMax) {
+    const message = `a message has at most ${noticesPerMessageMax} notices, got ${json.length}`;
+    throw new TiergridError("malformed_reply", message);
+  }
+  return json.map(noticeOf);
+}
+
+function noticeOf(value: unknown): Notice {
+  if (!isObject(value)) throw new TiergridError("malformed_reply", "a notice is a JSON object");
   const type = value["type"];
   if (typeof type !== "string" || !noticeTypes.has(type)) {
     throw new TiergridError("malformed_reply", `not a notice type: ${String(type)}`);
@@ -116,15 +139,10 @@ export function decodeNotice(payload: Uint8Array): Notice {
   return value as unknown as RequestNotice;
 }
 
-function parseObject(payload: Uint8Array): Record<string, unknown> {
-  let value: unknown;
+function parsed(payload: Uint8Array): unknown {
   try {
-    value = JSON.parse(decoder.decode(payload));
+    return JSON.parse(decoder.decode(payload));
   } catch {
     throw new TiergridError("malformed_reply", "a notice is a JSON object; this is not JSON");
   }
-  if (value === null || typeof value !== "object" || Array.isArray(value)) {
-    throw new TiergridError("malformed_reply", "a notice is a JSON object");
-  }
-  return value as Record<string, unknown>;
 }

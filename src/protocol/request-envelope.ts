@@ -30,6 +30,7 @@ export function envelopeToJson(envelope: Envelope): JsonObject {
     deadline_ms: envelope.deadlineMs,
     stream: envelope.stream,
     notify: envelope.notify,
+    ...(envelope.progress ? { progress: true } : {}),
     avoid: envelope.avoid,
     decisions: envelope.decisions,
   };
@@ -41,7 +42,8 @@ export function envelopeText(envelope: Envelope): string {
   const call = `"rid":${quoted(rid)},"attempt":${attempt},"first":${first},"phase":"${phase}"`;
   const address = `"subject":${quoted(stream.subject)},"format":"${stream.format}"`;
   const owner = `{${address},"key":${stream.key},"acks":${stream.acks}}`;
-  const lists = `"notify":${listText(notify)},"avoid":${listText(avoid)}`;
+  const progress = envelope.progress ? `,"progress":true` : "";
+  const lists = `"notify":${listText(notify)}${progress},"avoid":${listText(avoid)}`;
   const rest = `${lists},"decisions":${listText(decisions)}`;
   return `{${call},"deadline_ms":${deadlineMs},"stream":${owner},${rest}}`;
 }
@@ -72,6 +74,7 @@ export function envelopeFromJson(
     deadlineMs: deadlineOf(json["deadline_ms"]),
     stream: json["stream"] === undefined ? replyStream(reply) : streamOf(json["stream"]),
     notify: listOf(json, "notify", notifyMax, isNoticeSubject) as readonly string[],
+    ...(json["progress"] === undefined ? {} : { progress: flagOf("progress", json["progress"]) }),
     avoid: listOf(json, "avoid", avoidMax, isName) as readonly string[],
     decisions: listOf(json, "decisions", decisionsMax, isDecision) as readonly HopDecision[],
   };
@@ -97,8 +100,12 @@ function streamOf(value: unknown): StreamAddress {
     fail("stream.subject", "an inbox subject", subject);
   }
   if (format !== "bundle" && format !== "json") fail("stream.format", "bundle or json", format);
-  if (typeof acks !== "boolean") fail("stream.acks", "a boolean", acks);
-  return { subject, format, key: u32Of("stream.key", key), acks };
+  return { subject, format, key: u32Of("stream.key", key), acks: flagOf("stream.acks", acks) };
+}
+
+function flagOf(field: string, value: unknown): boolean {
+  if (typeof value !== "boolean") fail(field, "a boolean", value);
+  return value;
 }
 
 function ridOf(value: unknown): string {

@@ -120,6 +120,8 @@ export interface Envelope {
   readonly stream: StreamAddress;
   /** Notice subjects of the dispatchers above the worker, nearest first. */
   readonly notify: readonly string[];
+  /** The nearest of them wants `progress` notices; default false. */
+  readonly progress?: boolean;
   /** Instances the owner saw fail for this request; skipped while others can take it. */
   readonly avoid: readonly string[];
   readonly decisions: readonly HopDecision[];

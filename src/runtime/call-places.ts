@@ -1,5 +1,4 @@
-/** The workers that took an attempt of one call, and the messages sent to them. */
-import { type ClosedNotice, encodeNotice } from "../protocol/notices.ts";
+/** The workers that took an attempt of one call, and the cancels sent to them. */
 import { encodeControl } from "../protocol/stream-control.ts";
 import type { AcceptedFrame } from "../protocol/stream-frames.ts";
 import type { OwnerShared } from "./owner-request.ts";
@@ -64,10 +63,5 @@ export class CallPlaces {
   #send(control: string | undefined, attempt: number): void {
     if (control === undefined) return;
     this.#shared.send(control, encodeControl({ type: "cancel", rid: this.#rid, attempt }));
-  }
-
-  sendClosed(place: Place, notice: ClosedNotice): void {
-    const payload = encodeNotice(notice);
-    for (const subject of place.notify) this.#shared.send(subject, payload);
   }
 }

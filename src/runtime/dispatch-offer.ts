@@ -17,7 +17,11 @@ import { encodeStreamFrame } from "../protocol/stream-message.ts";
 import type { Bus } from "./bus.ts";
 
 export type OfferOutcome =
-  | { readonly accepted: Receipt & { readonly type: "accepted" } }
+  | {
+      readonly accepted: Receipt & { readonly type: "accepted" };
+      /** The receipt's bytes, to pass on. */
+      readonly payload: Uint8Array;
+    }
   | { readonly error: TiergridError; readonly retryAfterMs?: number };
 
 export interface OfferOptions {
@@ -68,7 +72,7 @@ async function askHop(options: OfferOptions, signal: CancelSignal): Promise<Offe
   try {
     const reply = await bus.request(subject, payload, { timeoutMs: leftMs, signal });
     const receipt = decodeReceipt(reply.payload);
-    if (receipt.type === "accepted") return { accepted: receipt };
+    if (receipt.type === "accepted") return { accepted: receipt, payload: reply.payload };
     const error = new TiergridError(receipt.code, receipt.message, receipt.details);
     return receipt.retryAfterMs === undefined
       ? { error }

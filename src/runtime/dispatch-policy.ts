@@ -16,6 +16,8 @@ export type Plan =
       readonly control: string;
       readonly body: RequestBody;
       readonly decision: HopDecision;
+      /** The worker shall tell when its output grows by a block; default false. */
+      readonly progress?: boolean;
     }
   | {
       readonly type: "wait";

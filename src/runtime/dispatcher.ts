@@ -17,18 +17,25 @@ import { type CancelTimer, type Clock, every, sleep } from "../base/clock.ts";
 import { errorTable, TiergridError, toTiergridError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
 import {
-  decodeNotice,
+  decodeNotices,
   encodeNotice,
   type Notice,
   type RequestNotice,
 } from "../protocol/notices.ts";
-import { encodeReceipt } from "../protocol/receipts.ts";
 import { decodeDispatch, encodeDispatch } from "../protocol/request-frame.ts";
-import type { Dispatch, Envelope, Phase, Receipt } from "../protocol/requests.ts";
+import type { Dispatch, Envelope, Phase } from "../protocol/requests.ts";
 import { decodeControl, encodeControlReply } from "../protocol/stream-control.ts";
 import type { ControlMessage } from "../protocol/stream-frames.ts";
 import { controlSubject, generateSubject, noticeSubject } from "../protocol/subjects.ts";
 import type { Bus, BusMessage, Subscription } from "./bus.ts";
+import {
+  type Answer,
+  answerTo,
+  cancelledError,
+  errorFrame,
+  refusal,
+  retryAfter,
+} from "./dispatch-answer.ts";
 import { DispatchBook } from "./dispatch-book.ts";
 import {
   encodeTaken,
@@ -60,9 +67,9 @@ export interface DispatcherOptions<State> {
   readonly level: "global" | "local";
   readonly policy: DispatchPolicy<State>;
   readonly acceptTimeoutMs?: number;
+  /** Told of every notice, whether or not it names an entry, before the entry changes. */
+  readonly onNotice?: (notice: Notice) => void;
 }
-
-type Answer = (receipt: Receipt) => void;
 
 export class Dispatcher<State> {
   readonly #book: DispatchBook<State>;
@@ -108,7 +115,7 @@ export class Dispatcher<State> {
     // Delivered twice: the first copy is answered, a second answer could only contradict it.
     const known = this.#book.entries.get(dispatch.envelope.rid);
     if (known?.envelope.attempt === dispatch.envelope.attempt) return;
-    const answer = this.#answerTo(message, dispatch.envelope);
+    const answer = answerTo(bus, message, dispatch.envelope, this.#book.totals);
     try {
       if (this.#draining) throw new TiergridError("subscriber_shutdown", "this router is stopping");
       const older = this.#book.entries.get(dispatch.envelope.rid);
@@ -158,11 +165,14 @@ export class Dispatcher<State> {
     try {
       for (;;) {
         const outcome = await this.#attempt(entry);
-        const taken = outcome !== "waited" && "accepted" in outcome ? outcome.accepted : undefined;
+        const taken = outcome !== "waited" && "accepted" in outcome ? outcome : undefined;
         if (taken && !entry.cancel.aborted) {
+          const { accepted, payload } = taken;
           // A short answer may be over before its receipt has come through the hops.
-          if (entry.phase !== "gone") this.#book.accept(entry, taken, this.#options.clock.nowMs());
-          return answer(taken);
+          if (entry.phase !== "gone") {
+            this.#book.accept(entry, accepted, this.#options.clock.nowMs());
+          }
+          return answer(accepted, payload);
         }
         if (entry.phase === "gone") return answer(refusal(cancelledError()));
         if (outcome === "waited" || !("error" in outcome)) continue;
@@ -214,6 +224,7 @@ export class Dispatcher<State> {
       attempt: entry.attempt,
       deadlineMs: Math.max(1, Math.floor(leftMs)),
       notify: [noticeSubject(inst), ...envelope.notify],
+      progress: plan.progress === true,
       decisions: [...envelope.decisions, plan.decision],
     };
     const offer = offerDispatch({
@@ -278,13 +289,19 @@ export class Dispatcher<State> {
   }
 
   #onNotice(message: BusMessage): void {
-    let notice: Notice;
+    let notices: readonly Notice[] = [];
     try {
-      notice = decodeNotice(message.payload);
+      notices = decodeNotices(message.payload);
     } catch {
       this.#book.totals.lateNotices += 1;
-      return;
     }
+    for (const notice of notices) {
+      this.#options.onNotice?.(notice);
+      this.#take(notice, message);
+    }
+  }
+
+  #take(notice: Notice, message: BusMessage): void {
     if (notice.type === "active") {
       this.#book.seen(notice.requests, this.#options.clock.nowMs());
       return;
@@ -360,40 +377,10 @@ export class Dispatcher<State> {
     const timeoutMs = dispatcherDefaults.failedNoticeTimeoutMs;
     return reportFailed(this.#options.bus, above, { rid, attempt, error, timeoutMs });
   }
-
-  /** How this request's caller is answered: a receipt, or only frames on its stream. */
-  #answerTo(message: BusMessage, envelope: Envelope): Answer {
-    const { bus } = this.#options;
-    const wantsReceipt = message.reply !== undefined && message.reply !== envelope.stream.subject;
-    return (receipt) => {
-      if (receipt.type === "refused") this.#book.totals.refused += 1;
-      if (wantsReceipt) return publishQuietly(bus, message.reply, encodeReceipt(receipt));
-      if (receipt.type !== "refused") return;
-      const error = new TiergridError(receipt.code, receipt.message);
-      publishFrame(bus, envelope, errorFrame(envelope.attempt, error));
-    };
-  }
 }
 
 function inPhase(dispatch: Dispatch, phase: Phase | undefined): Dispatch {
   return phase === undefined
     ? dispatch
     : { ...dispatch, envelope: { ...dispatch.envelope, phase } };
-}
-
-function errorFrame(attempt: number, { code, message, retryable }: TiergridError) {
-  return { type: "error", attempt, code, message, retryable, started: false } as const;
-}
-
-function cancelledError(): TiergridError {
-  return new TiergridError("cancelled", "the caller cancelled the request");
-}
-
-function retryAfter(retryAfterMs: number | undefined): { retryAfterMs?: number } {
-  return retryAfterMs === undefined ? {} : { retryAfterMs };
-}
-
-function refusal(error: TiergridError, retryAfterMs?: number): Receipt {
-  const { code, message, details } = error;
-  return { type: "refused", code, message, details, ...retryAfter(retryAfterMs) };
 }

@@ -10,6 +10,7 @@ import type {
 } from "../protocol/stream-frames.ts";
 import type { Bus } from "./bus.ts";
 import type { MigrationRule } from "./migration.ts";
+import type { NoticeOutbox } from "./notice-outbox.ts";
 import type { PoisonGuard } from "./poison-guard.ts";
 import type { ConsumerTotals } from "./stream-consumer.ts";
 import type { EchoGate } from "./stream-defaults.ts";
@@ -79,6 +80,8 @@ export interface OwnerShared {
   /** Subject of every stream of this owner. */
   readonly inbox: string;
   readonly totals: OwnerTotals;
+  /** What dispatchers are told. */
+  readonly notices: NoticeOutbox;
   /** Publishes on the control plane; a message the bus does not take is repaired by timers. */
   send(subject: string, payload: Uint8Array): void;
   /** Acknowledges every stream of the worker at `control`. */

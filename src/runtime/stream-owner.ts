@@ -10,6 +10,7 @@ import { readBundle } from "../protocol/stream-bundle.ts";
 import { acksPerMessageMax, encodeControl } from "../protocol/stream-control.ts";
 import type { StreamAck, StreamFrame } from "../protocol/stream-frames.ts";
 import type { Bus, BusMessage } from "./bus.ts";
+import { NoticeOutbox } from "./notice-outbox.ts";
 import { Call } from "./owner-call.ts";
 import type { CallRequest, OwnerCall, OwnerShared, OwnerTotals } from "./owner-request.ts";
 import { PoisonGuard } from "./poison-guard.ts";
@@ -58,6 +59,7 @@ class Owner implements OwnerShared {
   readonly guard: PoisonGuard;
   readonly acceptMs: number;
   readonly inbox: string;
+  readonly notices: NoticeOutbox;
   readonly totals: OwnerTotals = {
     dispatches: 0,
     migrations: 0,
@@ -88,6 +90,7 @@ class Owner implements OwnerShared {
     this.acceptMs = options.acceptTimeoutMs ?? streamDefaults.acceptMs;
     this.guard = new PoisonGuard(poisonWorkersMax);
     this.inbox = `${bus.inboxPrefix}.s`;
+    this.notices = new NoticeOutbox(clock, (subject, payload) => this.send(subject, payload));
     this.#random = random;
     this.#nextKey = randomU32(random);
     const subscription = bus.subscribe(this.inbox, (message) => this.#receive(message));
@@ -117,6 +120,7 @@ class Owner implements OwnerShared {
 
   close(): void {
     for (const call of [...this.#calls.values()]) call.close();
+    this.notices.flush();
     for (const detach of this.#detach) detach();
     this.#cancelSweep?.();
     this.#cancelSweep = undefined;
@@ -171,6 +175,7 @@ class Owner implements OwnerShared {
     }
     for (const [control, acks] of this.#endAcks) this.#sendAcks(control, acks);
     this.#endAcks.clear();
+    this.notices.flush();
   }
 
   readonly #take = (key: number, frame: StreamFrame): void => {

@@ -23,7 +23,9 @@ import type {
 } from "../protocol/stream-frames.ts";
 import { controlSubject } from "../protocol/subjects.ts";
 import type { Bus } from "../runtime/bus.ts";
+import { publishQuietly } from "../runtime/dispatch-offer.ts";
 import { ItlRecorder } from "../runtime/itl-recorder.ts";
+import { NoticeOutbox } from "../runtime/notice-outbox.ts";
 import type { EchoGate } from "../runtime/stream-defaults.ts";
 import {
   type CancelCause,
@@ -32,7 +34,7 @@ import {
   type StreamSender,
 } from "../runtime/stream-sender.ts";
 import type { Engine, EngineStep, StepEnd } from "./engine.ts";
-import { notifyActive, notifyAll, notifyNearest, offerBack } from "./worker-notices.ts";
+import { notifyActive, offerBack } from "./worker-notices.ts";
 import { checkDispatch, engineRequestOf, rankOf } from "./worker-requests.ts";
 
 export interface WorkerJobsOptions {
@@ -91,6 +93,7 @@ export class WorkerJobs {
   readonly totals: JobTotals = { orphans: 0, creditStalls: 0, cancelled: 0, takenBack: 0 };
   readonly #options: WorkerJobsOptions;
   readonly #sender: StreamSender;
+  readonly #notices: NoticeOutbox;
   readonly #byKey = new Map<number, Job>();
   readonly #byRid = new Map<string, Job>();
   readonly #blockSize: number;
@@ -102,6 +105,9 @@ export class WorkerJobs {
     const { bus, clock, gate, inst, epoch } = options;
     const onCancel = (stream: SenderStream, cause: CancelCause) => this.#onCancel(stream, cause);
     this.#sender = createStreamSender({ bus, clock, gate, inst, epoch, onCancel });
+    this.#notices = new NoticeOutbox(clock, (subject, payload) =>
+      publishQuietly(bus, subject, payload),
+    );
   }
 
   get active(): number {
@@ -165,6 +171,7 @@ export class WorkerJobs {
     }
     for (const ended of step.ended) this.#onEnd(ended);
     this.#sender.flush();
+    this.#notices.flush();
   }
 
   /** Ends every request with `error`; resolves when dispatchers and owners were told. */
@@ -186,6 +193,7 @@ export class WorkerJobs {
 
   close(): void {
     this.#sender.close();
+    this.#notices.flush();
   }
 
   /** The request's stream; undefined for a known attempt. The engine forgets what gets none. */
@@ -234,17 +242,18 @@ export class WorkerJobs {
     if (stream.blocked && !job.blocked) this.totals.creditStalls += 1;
     job.blocked = stream.blocked;
     const blocks = this.#blocksOf(job.promptTokens + job.outputTokens);
-    if (blocks === job.blocks || envelope.phase === "prefill") return;
+    if (blocks === job.blocks || envelope.phase === "prefill" || !envelope.progress) return;
     job.blocks = blocks;
     const { rid, attempt } = envelope;
     const output_tokens = job.outputTokens;
-    const notice = { type: "progress", rid, attempt, output_tokens } as const;
-    notifyNearest(this.#options.bus, envelope, notice);
+    // Only the nearest dispatcher books output blocks.
+    const nearest = envelope.notify.slice(0, 1);
+    this.#notices.add(nearest, { type: "progress", rid, attempt, output_tokens });
   }
 
   #firstOutput({ envelope, receivedMs, cachedTokens }: Job, nowMs: number): void {
     const { rid, attempt } = envelope;
-    notifyAll(this.#options.bus, envelope, {
+    this.#notices.add(envelope.notify, {
       type: "first_output",
       rid,
       attempt,
@@ -305,9 +314,9 @@ export class WorkerJobs {
 
   #finish(job: Job, outcome: FinishedOutcome, finishReason?: FinishReason): void {
     if (!this.#remove(job)) return;
-    const { bus, clock, onFinished } = this.#options;
-    const { rid, attempt } = job.envelope;
-    notifyAll(bus, job.envelope, {
+    const { clock, onFinished } = this.#options;
+    const { rid, attempt, notify } = job.envelope;
+    this.#notices.add(notify, {
       type: "finished",
       rid,
       attempt,

@@ -3,7 +3,7 @@
  * relied on: `active` lists and the dispatchers' own timers repair what a lost one breaks.
  */
 import type { TiergridError } from "../base/errors.ts";
-import { encodeNotice, type Notice } from "../protocol/notices.ts";
+import { encodeNotice } from "../protocol/notices.ts";
 import type { Envelope } from "../protocol/requests.ts";
 import type { Bus } from "../runtime/bus.ts";
 import { publishQuietly, reportFailed } from "../runtime/dispatch-offer.ts";
@@ -17,18 +17,6 @@ export const noticeTiming = {
 
 /** Requests of one `active` notice; more travel in further notices. */
 export const activeRequestsMax = 4_096;
-
-/** Tells every dispatcher of the request. */
-export function notifyAll(bus: Bus, { notify }: Envelope, notice: Notice): void {
-  if (notify.length === 0) return;
-  const payload = encodeNotice(notice);
-  for (const subject of notify) publishQuietly(bus, subject, payload);
-}
-
-/** Tells the nearest dispatcher, which books output blocks. */
-export function notifyNearest(bus: Bus, { notify }: Envelope, notice: Notice): void {
-  publishQuietly(bus, notify[0], encodeNotice(notice));
-}
 
 /**
  * Offers an attempt that died before its first output back to its dispatchers, one after the other;

@@ -3,7 +3,7 @@ import { expect, it } from "vitest";
 import { ManualClock } from "../../src/base/clock.ts";
 import { TiergridError } from "../../src/base/errors.ts";
 import { mulberry32, randomInt } from "../../src/base/random.ts";
-import { decodeNotice } from "../../src/protocol/notices.ts";
+import { decodeNotices } from "../../src/protocol/notices.ts";
 import { encodeReceipt } from "../../src/protocol/receipts.ts";
 import { decodeDispatch, encodeDispatch } from "../../src/protocol/request-frame.ts";
 import { readBundle } from "../../src/protocol/stream-bundle.ts";
@@ -223,7 +223,7 @@ it("tells the dispatchers how the answer went", async () => {
   const router = fleet.network.connect({ role: "gl" });
   const closed: unknown[] = [];
   router.subscribe(noticeSubject("g1"), ({ payload }) => {
-    closed.push(decodeNotice(payload));
+    closed.push(...decodeNotices(payload));
   });
   const decision = { tier: "global", decision_id: "d9", role: "aggregated" } as const;
   router.subscribe(generateSubject("global", "g1"), ({ payload, reply }) => {

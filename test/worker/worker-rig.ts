@@ -7,7 +7,7 @@ import type { TiergridError } from "../../src/base/errors.ts";
 import { mulberry32 } from "../../src/base/random.ts";
 import { loadBlockHasher } from "../../src/protocol/block-hashes.ts";
 import { mockToken } from "../../src/protocol/mock-tokens.ts";
-import { decodeNotice, type Notice } from "../../src/protocol/notices.ts";
+import { decodeNotices, type Notice } from "../../src/protocol/notices.ts";
 import type { Phase, RequestBody } from "../../src/protocol/requests.ts";
 import type { EndFrame, EngineOutput } from "../../src/protocol/stream-frames.ts";
 import { controlSubject, generateSubject, noticeSubject } from "../../src/protocol/subjects.ts";
@@ -171,7 +171,7 @@ export function addDispatcher({ network }: Rig, name: string, taken?: boolean): 
   const subject = noticeSubject(name);
   const notices: Notice[] = [];
   bus.subscribe(subject, ({ payload, reply }) => {
-    notices.push(decodeNotice(payload));
+    notices.push(...decodeNotices(payload));
     if (!reply || taken === undefined) return;
     bus.publish(reply, new TextEncoder().encode(JSON.stringify({ taken })));
   });

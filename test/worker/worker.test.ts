@@ -119,7 +119,8 @@ it("answers with a receipt and tells dispatchers of first output, progress and t
   const one = await addWorker(rig);
   const [near, far] = [addDispatcher(rig, "near"), addDispatcher(rig, "far")];
   const notify = [near.subject, far.subject];
-  const receipts = offer(rig, one, envelopeOf(rig.bus, { notify }), { maxTokens: 7 });
+  const asked = envelopeOf(rig.bus, { notify, progress: true });
+  const receipts = offer(rig, one, asked, { maxTokens: 7 });
   await rig.clock.runFor(1_000);
   const { inst } = one.worker;
   expect(receipts).toMatchObject([
@@ -131,6 +132,15 @@ it("answers with a receipt and tells dispatchers of first output, progress and t
   const finished = { outcome: "ok", output_tokens: 7, finish_reason: "length" };
   expect(near.ofType("finished")).toMatchObject([{ ...finished, itl: { count: 6, sum_ms: 36 } }]);
   expect(far.notices.map(({ type }) => type)).toEqual(["first_output", "finished"]);
+});
+
+it("tells no progress to a dispatcher that did not ask for it", async () => {
+  const rig = newRig();
+  const one = await addWorker(rig);
+  const near = addDispatcher(rig, "near");
+  offer(rig, one, envelopeOf(rig.bus, { notify: [near.subject] }), { maxTokens: 7 });
+  await rig.clock.runFor(1_000);
+  expect(near.notices.map(({ type }) => type)).toEqual(["first_output", "finished"]);
 });
 
 it("names its running requests to every dispatcher each 5 s", async () => {

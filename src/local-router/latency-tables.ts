@@ -142,15 +142,15 @@ function collectAtScrape(
         const coefficients = [...model.prefill.theta, ...model.decode.theta];
         for (const [place, coefficient] of coefficientNames.entries()) {
           const labels = { ...rank, coefficient };
-          metrics.gauge("tiergrid_latency_coefficient", labels).set(coefficients[place] ?? 0);
+          metrics.gauge("tiergrid_latency_model_coefficient", labels).set(coefficients[place] ?? 0);
         }
-        metrics.counter("tiergrid_latency_periods_total", rank).follow(model.periods);
-        metrics.gauge("tiergrid_latency_median_error", rank).set(model.medianError);
+        metrics.counter("tiergrid_latency_model_periods_total", rank).follow(model.periods);
+        metrics.gauge("tiergrid_latency_model_median_error", rank).set(model.medianError);
         const isCalibrated = model.source === "calibrated" ? 1 : 0;
-        metrics.gauge("tiergrid_latency_calibrated", rank).set(isCalibrated);
+        metrics.gauge("tiergrid_latency_model_calibrated", rank).set(isCalibrated);
       }
     }
-    metrics.gauge("tiergrid_latency_expected_output_tokens").set(book.outputTokensMean);
+    metrics.gauge("tiergrid_latency_model_output_tokens").set(book.outputTokensMean);
   });
 }
 
@@ -165,8 +165,8 @@ const coefficientNames = [
 ] as const;
 
 const workerFamilies = [
-  "tiergrid_latency_coefficient",
-  "tiergrid_latency_periods_total",
-  "tiergrid_latency_median_error",
-  "tiergrid_latency_calibrated",
+  "tiergrid_latency_model_coefficient",
+  "tiergrid_latency_model_periods_total",
+  "tiergrid_latency_model_median_error",
+  "tiergrid_latency_model_calibrated",
 ] as const;

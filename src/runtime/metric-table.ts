@@ -222,23 +222,23 @@ export const localRouterMetrics = {
   tiergrid_durable_snapshots_total: counter("Snapshots by what became of them", ["outcome"]),
   tiergrid_durable_restored_ranks_total: counter("Ranks restored from a snapshot"),
   tiergrid_durable_rebuilds_total: counter("Times the stream began anew"),
-  tiergrid_latency_coefficient: gauge(
+  tiergrid_latency_model_coefficient: gauge(
     "Latency model: ms per pass, 10^3 tokens, 10^6 token^2; per step, whole KV memory, sequence",
     ["worker_id", "dp_rank", "coefficient"],
   ),
-  tiergrid_latency_periods_total: counter("Busy periods the latency model has learnt from", [
+  tiergrid_latency_model_periods_total: counter("Busy periods the latency model has learnt from", [
     "worker_id",
     "dp_rank",
   ]),
-  tiergrid_latency_median_error: gauge("Median relative error of the last 64 predicted periods", [
+  tiergrid_latency_model_median_error: gauge(
+    "Median relative error of the last 64 predicted periods",
+    ["worker_id", "dp_rank"],
+  ),
+  tiergrid_latency_model_calibrated: gauge("1 while the fit predicts, 0 while the profile does", [
     "worker_id",
     "dp_rank",
   ]),
-  tiergrid_latency_calibrated: gauge("1 while the fit predicts, 0 while the profile does", [
-    "worker_id",
-    "dp_rank",
-  ]),
-  tiergrid_latency_expected_output_tokens: gauge("Output expected of requests without a hint"),
+  tiergrid_latency_model_output_tokens: gauge("Output expected of requests without a hint"),
   tiergrid_kv_prediction_error_tokens: histogram(
     "Distance of predicted and reported cached tokens",
     buckets.isl,

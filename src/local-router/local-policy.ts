@@ -148,6 +148,7 @@ function plan(policy: Policy, entry: Entry): Plan {
     control: controlSubject("w", workerId),
     body: bodyFor(entry.body, choice.dpRank),
     decision: decisionOf(policy, key, choice),
+    progress: policy.rules.config.routerTrackOutputBlocks || policy.latency !== undefined,
   };
 }
 

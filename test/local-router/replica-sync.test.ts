@@ -1,15 +1,27 @@
 import { expect, it } from "vitest";
 import { mulberry32, randomInt } from "../../src/base/random.ts";
 import { defaultLoadLimits } from "../../src/core/worker-load.ts";
-import { askTimeoutMs, peerSilenceMs, peersMax } from "../../src/local-router/replica-peers.ts";
+import {
+  askSpreadMs,
+  askTimeoutMs,
+  peerSilenceMs,
+  peersMax,
+} from "../../src/local-router/replica-peers.ts";
 import { replicaTiming } from "../../src/local-router/replica-sync.ts";
 import {
+  decodeSequenceAsk,
+  decodeSequenceMessage,
+  encodeSequenceAsk,
   encodeSequenceFrame,
   encodeSequenceHeartbeat,
   eventsPerFrameMax,
   type SequenceFrame,
 } from "../../src/protocol/active-sequences.ts";
-import { activeSequencesOfPool, activeSequencesSubject } from "../../src/protocol/subjects.ts";
+import {
+  activeSequencesAskSubject,
+  activeSequencesOfPool,
+  activeSequencesSubject,
+} from "../../src/protocol/subjects.ts";
 import { createReplicas, endpoint, type Replica } from "./replica-rig.ts";
 
 const { heartbeatMs } = replicaTiming;
@@ -301,12 +313,95 @@ async function withStranger(seed: number) {
   const replica = start();
   const bus = network.connect({ role: "lo" });
   await clock.runFor(100);
+  let answers: string | undefined;
+  bus.subscribe(activeSequencesAskSubject(endpoint), ({ payload, reply }) => {
+    if (decodeSequenceAsk(payload).of === "7") answers = reply;
+  });
   const say = async (payload: Uint8Array): Promise<void> => {
     bus.publish(activeSequencesSubject(endpoint, "7"), payload);
     await clock.runFor(1);
   };
-  return { clock, replica, say };
+  const answer = async (change: Partial<SequenceFrame>): Promise<void> => {
+    const list = { ...scripted, type: "list", ...change } as const;
+    bus.publish(answers ?? "", encodeSequenceFrame(list));
+    await clock.runFor(1);
+  };
+  return { clock, replica, say, answer };
 }
+
+it("puts a list together from parts of one number, and takes the deltas behind it", async () => {
+  const { clock, replica, say, answer } = await withStranger(19);
+  const deltas = (seq: number, ...events: SequenceFrame["events"]): Promise<void> =>
+    say(encodeSequenceFrame({ ...scripted, seq, events }));
+  await deltas(10, booked(10));
+  await clock.runFor(askSpreadMs);
+  await answer({ seq: 10, part: 0, parts: 2, events: [booked(1), booked(2)] });
+  await deltas(12, { type: "free", request: 2 }, booked(12));
+  await deltas(11, { type: "free", request: 1 }, booked(11));
+  // The first answer's other part is lost; the next answer is cut elsewhere.
+  await answer({ seq: 11, part: 1, parts: 2, events: [booked(2)] });
+  expect(replica.sync.counts().recovering).toBe(1);
+  await answer({ seq: 10, part: 1, parts: 2, events: [booked(3)] });
+  expect(replica.sync.counts().recovering).toBe(1);
+  await answer({ seq: 11, part: 0, parts: 2, events: [booked(10), booked(11)] });
+  expect(replica.sync.counts()).toEqual({ peers: 1, recovering: 0, booked: 3, held: 0 });
+  for (const request of [10, 11, 12]) expect(replica.load.has(`7-${request}`)).toBe(true);
+  await deltas(13, booked(13));
+  expect(replica.sync.counts()).toMatchObject({ recovering: 0, booked: 4 });
+});
+
+it("asks again when deltas are missing between a list and what came behind it", async () => {
+  const { clock, replica, say, answer } = await withStranger(20);
+  await say(encodeSequenceFrame({ ...scripted, seq: 10, events: [booked(10)] }));
+  await clock.runFor(askSpreadMs);
+  await answer({ seq: 8, events: [booked(8)] });
+  expect(replica.sync.counts().recovering).toBe(1);
+  await clock.runFor(askSpreadMs);
+  await answer({ seq: 10, events: [booked(8), booked(10)] });
+  expect(replica.sync.counts()).toMatchObject({ recovering: 0, booked: 2 });
+});
+
+it("says in every heartbeat and list what the deltas before it add up to", async () => {
+  const { clock, network, start, random } = createReplicas(21);
+  const replica = start();
+  const observer = network.connect({ role: "ob" });
+  const live = new Set<number>();
+  let seq = 0;
+  let compared = 0;
+  const wrong: unknown[] = [];
+  const hear = ({ payload }: { readonly payload: Uint8Array }): void => {
+    const message = decodeSequenceMessage(payload);
+    if (message.type === "deltas") {
+      seq = message.seq;
+      for (const event of message.events) {
+        if (event.type === "add") live.add(event.booking.request);
+        if (event.type === "free") live.delete(event.request);
+      }
+      return;
+    }
+    compared++;
+    const count = message.type === "list" ? message.events.length : message.liveCount;
+    if (message.seq !== seq || count !== live.size) wrong.push([message, seq, live.size]);
+  };
+  const reply = `${observer.inboxPrefix}.as`;
+  observer.subscribe(activeSequencesOfPool(endpoint), hear);
+  observer.subscribe(reply, hear);
+  const open: string[] = [];
+  for (let step = 0; step < 500; step++) {
+    const key = open.length > 9 || random() < 0.4 ? open.shift() : undefined;
+    if (key === undefined) {
+      replica.book(`r${step}`, "0");
+      open.push(`r${step}`);
+    } else replica.free(key);
+    const of = random() < 0.5 ? replica.inst : undefined;
+    const ask = encodeSequenceAsk({ routerId: "7", of });
+    if (random() < 0.3) observer.publish(activeSequencesAskSubject(endpoint), ask, { reply });
+    await clock.runFor(random() < 0.5 ? 0 : 0.4);
+  }
+  await clock.runFor(heartbeatMs);
+  expect(wrong).toEqual([]);
+  expect(compared).toBeGreaterThan(100);
+});
 
 it("replaces a book whose digest differs at two heartbeats in a row", async () => {
   const { clock, replica, say } = await withStranger(14);

@@ -29,7 +29,6 @@ export interface MemoryDurableStore {
 }
 
 const messagesMax = 1_000_000;
-const pollMs = 5;
 
 interface StoredMessage extends DurableMessage {
   readonly atMs: number;
@@ -49,6 +48,8 @@ interface Store {
   lastSequence: number;
   readonly positions: Map<string, Position>;
   readonly objects: Map<string, DurableObject>;
+  /** Readers that wait for a message, or for the bad news. */
+  readonly waiting: Set<() => void>;
   readonly locks: Map<string, { readonly term: object; readonly untilMs: number }>;
 }
 
@@ -60,6 +61,7 @@ export function createMemoryDurableStore(clock: Clock): MemoryDurableStore {
     lastSequence: 0,
     positions: new Map(),
     objects: new Map(),
+    waiting: new Set(),
     locks: new Map(),
   };
   return {
@@ -71,11 +73,12 @@ export function createMemoryDurableStore(clock: Clock): MemoryDurableStore {
         store.lastSequence = 0;
         store.positions.clear();
       }
+      wake(store);
     },
     corrupt(name) {
       const object = store.objects.get(name);
       if (!object) return;
-      const bytes = object.bytes.slice();
+      const bytes = new Uint8Array(object.bytes);
       const at = bytes.length >> 1;
       bytes[at] = (bytes[at] ?? 0) ^ 1;
       store.objects.set(name, { ...object, bytes });
@@ -85,6 +88,7 @@ export function createMemoryDurableStore(clock: Clock): MemoryDurableStore {
     },
     set up(up) {
       store.up = up;
+      wake(store);
     },
   };
 }
@@ -122,13 +126,17 @@ function logOf(store: Store): DurableLog {
           acknowledgedSequence: acknowledged,
         })),
       ),
-    deleteConsumer: (name) => call(() => void store.positions.delete(name)),
+    deleteConsumer: (name) =>
+      call(() => {
+        store.positions.delete(name);
+        wake(store);
+      }),
     putObject: (name, parts, note) =>
       call(() => void store.objects.set(name, { bytes: Buffer.concat(parts), note })),
     getObject: (name) =>
       call(() => {
         const object = store.objects.get(name);
-        return object && { ...object, bytes: object.bytes.slice() };
+        return object && { ...object, bytes: new Uint8Array(object.bytes) };
       }),
     noteOf: (name) => call(() => store.objects.get(name)?.note),
     deleteObject: (name) => call(() => void store.objects.delete(name)),
@@ -156,11 +164,16 @@ function kept(store: Store): StoredMessage[] {
   return messages;
 }
 
+function wake({ waiting }: Store): void {
+  for (const resume of waiting) resume();
+}
+
 function append(store: Store, payload: Uint8Array): number {
   const messages = kept(store);
   if (messages.length >= messagesMax) messages.shift();
   const sequence = ++store.lastSequence;
-  messages.push({ sequence, payload: payload.slice(), atMs: store.clock.nowMs() });
+  messages.push({ sequence, payload: new Uint8Array(payload), atMs: store.clock.nowMs() });
+  wake(store);
   return sequence;
 }
 
@@ -202,8 +215,17 @@ async function next(store: Store, name: string, waitMs: number): Promise<Durable
       return { messages: present, acknowledge };
     }
     if (store.clock.nowMs() >= untilMs) return { messages: [], acknowledge: () => {} };
-    await sleep(store.clock, pollMs);
+    await wakened(store, untilMs - store.clock.nowMs());
   }
+}
+
+/** Resolves when something changed, or after `waitMs`. */
+async function wakened({ clock, waiting }: Store, waitMs: number): Promise<void> {
+  const wait = new AbortController();
+  const resume = (): void => wait.abort();
+  waiting.add(resume);
+  await sleep(clock, waitMs, wait.signal);
+  waiting.delete(resume);
 }
 
 function takeLock(store: Store, call: Call, name: string): DurableLock | undefined {

@@ -210,7 +210,7 @@ export const kvRouterFlags = {
     min: 0,
     default: null,
     group: "KV routing",
-    help: "Requests wait when all workers have more prefill than this.",
+    help: "Requests wait while every worker has more batches of prefill booked than this.",
   },
   routerQueuePolicy: {
     flag: "router-queue-policy",
@@ -219,7 +219,7 @@ export const kvRouterFlags = {
     choices: ["fcfs", "lcfs", "wspt"],
     default: "fcfs",
     group: "KV routing",
-    help: "Order of waiting requests.",
+    help: "Order of waiting requests; unset: least uncached work first, with ageing.",
   },
   routerPredictedTtlSecs: {
     flag: "router-predicted-ttl-secs",

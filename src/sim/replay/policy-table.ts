@@ -2,8 +2,10 @@
 import type { RouterConfigOverride } from "../../config/kv-router-config.ts";
 import type { WorkerPolicy } from "../../core/decision.ts";
 import { defaultLatencyWeights, type LatencyWeights } from "../../core/latency-cost.ts";
+import type { CostMode } from "../../core/worker-cost.ts";
 import type { MockEngineConfig } from "../../worker/mock-engine-config.ts";
 import { chwbl, prefixHash, sglang, sglangApproximate } from "./affinity-policies.ts";
+import { dynamoLmetric } from "./dynamo-lmetric.ts";
 import { hashRing } from "./hash-ring.ts";
 import { leastLoaded, llmd, llmdSticky, lmetric, type Policy, powerOfTwo } from "./policies.ts";
 
@@ -21,6 +23,8 @@ export type PolicyKind =
       readonly override: RouterConfigOverride;
       /** Of cost mode `latency`; without them the mode is `blocks`. */
       readonly latency?: LatencyWeights;
+      /** Prices candidates instead of the router's own modes. */
+      readonly costMode?: CostMode;
       /** Every worker may use any cached block of the pool at once and for nothing: a bound. */
       readonly sharesCache?: true;
     }
@@ -60,6 +64,7 @@ export const policyTable = {
     llmdSticky({ ...stickyDefaults, prefillTokensPerSecond: peakPrefill(engine) }),
   ),
   lmetric: baseline(true, () => lmetric),
+  "dynamo-lmetric": { ...router("blocks"), costMode: dynamoLmetric },
   "expected-ttft": latency({ prefillExternality: 0, decodeHarm: 0, kvUsage: 0 }),
   blocks: router("blocks"),
   "blocks-scale-10": router("blocks", { prefillLoadScale: 10 }),
@@ -85,7 +90,10 @@ function peakPrefill({ perf, maxNumBatchedTokens }: MockEngineConfig): number {
   return (maxNumBatchedTokens / passMs) * 1000;
 }
 
-function router(workerPolicy: WorkerPolicy, override: RouterConfigOverride = {}): PolicyKind {
+function router(
+  workerPolicy: WorkerPolicy,
+  override: RouterConfigOverride = {},
+): PolicyKind & { readonly type: "router" } {
   return { type: "router", workerPolicy, override };
 }
 
@@ -93,6 +101,9 @@ function latency(weights: LatencyWeights): PolicyKind & { readonly type: "router
   return { type: "router", workerPolicy: "blocks", override: {}, latency: weights };
 }
 
-function baseline(usesIndex: boolean, create: (pool: PolicyPool) => Policy): PolicyKind {
+function baseline(
+  usesIndex: boolean,
+  create: (pool: PolicyPool) => Policy,
+): PolicyKind & { readonly type: "baseline" } {
   return { type: "baseline", usesIndex, create };
 }

@@ -235,7 +235,9 @@ function tablesOf(
   for (const [slot, workerId] of workerIds.entries()) {
     roster.set(slot, { workerId, taints: new Set(), totalKvBlocks: numGpuBlocks }, 0);
   }
-  if (kind.type === "baseline" || !kind.latency) return choiceTables(roster, load);
+  const tables = choiceTables(roster, load);
+  if (kind.type === "baseline") return tables;
+  if (!kind.latency) return kind.costMode ? { ...tables, costMode: kind.costMode } : tables;
   const shape = new ShapeLatency(profile ?? engine.perf, {
     capacityTokens: numGpuBlocks * blockSize,
     batchTokens: maxNumBatchedTokens,

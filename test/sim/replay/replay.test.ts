@@ -1,0 +1,204 @@
+import fc from "fast-check";
+import { expect, it } from "vitest";
+import { mulberry32, randomInt } from "../../../src/base/random.ts";
+import type { TraceRequest } from "../../../src/sim/mooncake-trace.ts";
+import { type PolicyName, policyTable } from "../../../src/sim/replay/policy-table.ts";
+import { prepareTrace } from "../../../src/sim/replay/prepared-trace.ts";
+import { type ReplayOptions, replay } from "../../../src/sim/replay/replay.ts";
+import type { ReplayRun } from "../../../src/sim/replay/replay-run.ts";
+import { summaryOf } from "../../../src/sim/replay/run-summary.ts";
+import { synthesisPresets, synthesizeTrace } from "../../../src/sim/trace-synth.ts";
+import { readMockEngineConfig } from "../../../src/worker/mock-engine-config.ts";
+
+const names = Object.keys(policyTable) as PolicyName[];
+const small = { block_size: 512, num_gpu_blocks: 512, watermark: 0, cache_output_blocks: false };
+const engine = readMockEngineConfig(small);
+const slice = synthesizeTrace(synthesisPresets["toolagent-ci"]).slice(0, 500);
+const sliceTrace = prepareTrace(slice, { blockSize: 512, spreadMs: 0, random: mulberry32(1) });
+
+function runOf(policy: PolicyName, more: Partial<ReplayOptions> = {}): ReplayRun {
+  const pools = [{ engine, workers: 4, policy }];
+  return replay({ trace: sliceTrace, pools, speed: 2, seed: 1, ...more });
+}
+
+function request(part: Partial<TraceRequest>): TraceRequest {
+  return { arrivalMs: 0, inputTokens: 100, outputTokens: 5, hashIds: [0], ...part };
+}
+
+it.each(names)("ends every request with all its tokens, whatever chooses: %s", (policy) => {
+  const run = runOf(policy);
+  for (let place = 0; place < run.count; place++) {
+    expect(run.tokens[place]).toBe(slice[place]?.outputTokens);
+    expect(run.firstMs[place]).toBeGreaterThan(run.arrivalMs[place] ?? 0);
+    expect(run.lastMs[place]).toBeGreaterThanOrEqual(run.firstMs[place] ?? 0);
+    expect(run.worker[place]).toBeGreaterThanOrEqual(0);
+  }
+  expect(run.rejected).toBe(0);
+});
+
+it.each(names)("gives the same run for the same seed: %s", (policy) => {
+  const [one, other] = [runOf(policy), runOf(policy)];
+  expect(one.lastMs).toEqual(other.lastMs);
+  expect(one.worker).toEqual(other.worker);
+  expect(summaryOf(sliceTrace, one)).toEqual(summaryOf(sliceTrace, other));
+});
+
+it("draws ties and random choices from the seed", () => {
+  expect(runOf("random", { seed: 2 }).worker).not.toEqual(runOf("random").worker);
+});
+
+it("serves prompts one by one on one worker as a queue does", () => {
+  const gap = fc.integer({ min: 0, max: 400 });
+  const tokens = fc.integer({ min: 1, max: 3000 });
+  fc.assert(
+    fc.property(fc.array(fc.tuple(gap, tokens), { minLength: 1, maxLength: 20 }), (rows) => {
+      let atMs = 0;
+      const requests = rows.map(([gapMs, inputTokens], place) => {
+        atMs += gapMs;
+        const hashIds = Array.from(
+          { length: Math.ceil(inputTokens / 512) },
+          (_, block) => 100 * place + block,
+        );
+        return { arrivalMs: atMs, inputTokens, outputTokens: 1, hashIds };
+      });
+      const trace = prepareTrace(requests, { blockSize: 512, spreadMs: 0, random: mulberry32(1) });
+      const alone = readMockEngineConfig({ ...small, max_num_seqs: 1, worker_type: "prefill" });
+      const pools = [{ engine: alone, workers: 1, policy: "round-robin" as const }];
+      const run = replay({ trace, pools, speed: 1, seed: 1 });
+      let freeMs = 0;
+      for (const [place, { arrivalMs, inputTokens }] of requests.entries()) {
+        freeMs = Math.max(freeMs, arrivalMs) + alone.perf.prefillMs(inputTokens, 0);
+        expect(run.firstMs[place]).toBeCloseTo(freeMs, 6);
+      }
+    }),
+    { seed: 4, numRuns: 50 },
+  );
+});
+
+it("takes all requests of an instant into the first pass of an idle engine", () => {
+  const requests = [0, 0, 0].map((arrivalMs, place) => request({ arrivalMs, hashIds: [place] }));
+  const trace = prepareTrace(requests, { blockSize: 512, spreadMs: 0, random: mulberry32(1) });
+  const run = replay({
+    trace,
+    pools: [{ engine, workers: 1, policy: "random" }],
+    speed: 1,
+    seed: 1,
+  });
+  expect(new Set(run.firstMs).size).toBe(1);
+});
+
+it("starts a turn the delay after the end of the turn before, both divided by the speed", () => {
+  const requests = [
+    request({ arrivalMs: 50, sessionId: "a" }),
+    request({ arrivalMs: 0, sessionId: "a", delayMs: 700 }),
+    request({ arrivalMs: 0, sessionId: "a", delayMs: 0 }),
+  ];
+  const trace = prepareTrace(requests, { blockSize: 512, spreadMs: 0, random: mulberry32(1) });
+  const pools = [{ engine, workers: 2, policy: "blocks" as const }];
+  const run = replay({ trace, pools, speed: 2, seed: 1 });
+  expect(run.arrivalMs[0]).toBe(25);
+  expect(run.arrivalMs[1]).toBe((run.lastMs[0] ?? 0) + 350);
+  expect(run.arrivalMs[2]).toBe(run.lastMs[1]);
+});
+
+it("goes on with a session whose turn was refused", () => {
+  const requests = [
+    request({ inputTokens: 512 * 600, hashIds: Array.from({ length: 600 }, (_, id) => id) }),
+    request({ hashIds: [9000] }),
+  ].map((each, turn) => ({ ...each, sessionId: "a", ...(turn > 0 ? { delayMs: 5 } : {}) }));
+  const trace = prepareTrace(requests, { blockSize: 512, spreadMs: 0, random: mulberry32(1) });
+  const pools = [{ engine, workers: 1, policy: "latency" as const }];
+  const run = replay({ trace, pools, speed: 1, seed: 1 });
+  expect(run.rejected).toBe(1);
+  expect(run.isWhole(0)).toBe(false);
+  expect(run.firstMs[0]).toBeNaN();
+  expect(run.isWhole(1)).toBe(true);
+});
+
+it("keeps pools apart: engines of their own, chosen by the caller", () => {
+  const fast = readMockEngineConfig({ ...small, speedup_ratio: 10 });
+  const pools = [
+    { engine, workers: 2, policy: "blocks" as const },
+    { engine: fast, workers: 1, policy: "least-loaded" as const },
+  ];
+  const run = runOf("blocks", { pools, poolOf: (place) => place % 2 });
+  const meanTtft = (pool: number): number => {
+    const places = [...run.pool.keys()].filter((place) => run.pool[place] === pool);
+    const sum = places.reduce(
+      (total, place) => total + (run.firstMs[place] ?? 0) - (run.arrivalMs[place] ?? 0),
+      0,
+    );
+    return sum / places.length;
+  };
+  expect([...run.pool].every((pool, place) => pool === place % 2)).toBe(true);
+  expect(Math.max(...[...run.worker].filter((_, place) => place % 2 === 1))).toBe(0);
+  expect(meanTtft(1)).toBeLessThan(meanTtft(0) / 3);
+  expect(run.engines).toHaveLength(3);
+});
+
+it("knows less of the caches when KV events come late, and never more when they come at once", () => {
+  const hits = [0, 5_000, 600_000].map(
+    (eventDelayMs) => summaryOf(sliceTrace, runOf("sglang-events", { eventDelayMs })).hit_ratio,
+  );
+  expect(hits[0]).toBeGreaterThan(hits[2] ?? 1);
+  expect(hits[1]).toBeGreaterThan(hits[2] ?? 1);
+});
+
+it("lets every worker have any block of the pool in the shared cache", () => {
+  const requests = Array.from({ length: 40 }, (_, place) =>
+    request({
+      arrivalMs: 1000 * place,
+      inputTokens: 512 * 8 + 10,
+      hashIds: [0, 1, 2, 3, 4, 5, 6, 7, 100 + place],
+    }),
+  );
+  const trace = prepareTrace(requests, { blockSize: 512, spreadMs: 0, random: mulberry32(1) });
+  const pools = [{ engine, workers: 4, policy: "shared-cache" as const }];
+  const run = replay({ trace, pools, speed: 1, seed: 1 });
+  expect([...run.cached]).toEqual([0, ...Array(39).fill(8 * 512)]);
+  expect(new Set(run.worker).size).toBe(4);
+});
+
+it("holds relations between policies on a generated trace, near saturation", () => {
+  const ci = synthesizeTrace({ ...synthesisPresets["toolagent-ci"], seed: 43 }).slice(0, 1500);
+  const trace = prepareTrace(ci, { blockSize: 512, spreadMs: 0, random: mulberry32(1) });
+  const large = readMockEngineConfig({ ...small, num_gpu_blocks: 2048 });
+  const summary = (policy: PolicyName) => {
+    const pools = [{ engine: large, workers: 8, policy }];
+    return summaryOf(trace, replay({ trace, pools, speed: 5, seed: 1 }));
+  };
+  const [random, robin, blocks, latency] = (
+    ["random", "round-robin", "blocks", "latency"] as const
+  ).map(summary);
+  expect(latency?.hit_ratio).toBeGreaterThan((robin?.hit_ratio ?? 1) + 0.05);
+  expect(latency?.ttft_ms.mean).toBeLessThan(blocks?.ttft_ms.mean ?? 0);
+  expect(blocks?.ttft_ms.mean).toBeLessThan(random?.ttft_ms.mean ?? 0);
+  expect(latency?.ttft_ms.p99).toBeLessThan(robin?.ttft_ms.p99 ?? 0);
+});
+
+it("replays any trace on any small pool to its end", () => {
+  const seeds = fc.integer({ min: 0, max: 1_000_000 });
+  fc.assert(
+    fc.property(seeds, fc.constantFrom(...names), (seed, policy) => {
+      const random = mulberry32(seed);
+      const requests = Array.from({ length: 30 }, (_, place) => {
+        const blocks = randomInt(random, 1, 12);
+        const shared = randomInt(random, 0, blocks);
+        return {
+          arrivalMs: randomInt(random, 0, 2000),
+          inputTokens: blocks * 512 - randomInt(random, 0, 511),
+          outputTokens: randomInt(random, 1, 900),
+          hashIds: Array.from({ length: blocks }, (_, block) =>
+            block < shared ? block : 1000 * (place + 1) + block,
+          ),
+        };
+      });
+      const tight = readMockEngineConfig({ ...small, num_gpu_blocks: randomInt(random, 16, 40) });
+      const trace = prepareTrace(requests, { blockSize: 512, spreadMs: 500, random });
+      const pools = [{ engine: tight, workers: randomInt(random, 1, 3), policy }];
+      const run = replay({ trace, pools, speed: 1, seed });
+      for (let place = 0; place < run.count; place++) expect(run.isWhole(place)).toBe(true);
+    }),
+    { seed: 9, numRuns: 60 },
+  );
+});

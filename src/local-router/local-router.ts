@@ -115,6 +115,8 @@ export interface LocalRouter {
 export interface LocalStats {
   /** Requests in the dispatcher's books. */
   readonly openRequests: number;
+  /** Those of them that wait for room. */
+  readonly waiting: number;
   readonly bookings: number;
   /** Distinct (block, holder) pairs booked. */
   readonly bookedBlocks: number;
@@ -202,7 +204,7 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
     admin,
     totals,
     get stats() {
-      return statsOf(tables, entries.size, sync);
+      return { ...statsOf(tables, entries.size, sync), waiting: admission?.pending.count ?? 0 };
     },
     async drain(graceMs) {
       presence.drain();
@@ -224,7 +226,7 @@ function statsOf(
   { load, overlap, prediction }: Tables,
   openRequests: number,
   sync: ReplicaSync | undefined,
-): LocalStats {
+): Omit<LocalStats, "waiting"> {
   return {
     openRequests,
     bookings: load.requestCount,

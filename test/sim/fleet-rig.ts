@@ -1,7 +1,7 @@
 /** The demo's pools on the in-process bus, under one manual clock. */
 import { ManualClock } from "../../src/base/clock.ts";
 import { mulberry32 } from "../../src/base/random.ts";
-import { defaultKvRouterConfig } from "../../src/config/kv-router-config.ts";
+import { defaultKvRouterConfig, type KvRouterConfig } from "../../src/config/kv-router-config.ts";
 import { loadPoolConfigFile } from "../../src/config/load-pool-config.ts";
 import { silentLog } from "../../src/runtime/log.ts";
 import { createMemoryNetwork } from "../../src/runtime/memory-bus.ts";
@@ -15,7 +15,7 @@ export interface Rig {
   readonly fleet: Fleet;
 }
 
-export async function rig(seed: number): Promise<Rig> {
+export async function rig(seed: number, kvRouter: Partial<KvRouterConfig> = {}): Promise<Rig> {
   const clock = new ManualClock();
   const random = mulberry32(seed);
   const network = createMemoryNetwork({ clock, random });
@@ -34,7 +34,7 @@ export async function rig(seed: number): Promise<Rig> {
     random,
     logs: () => silentLog,
     config: loaded.config,
-    kvRouter: defaultKvRouterConfig,
+    kvRouter: { ...defaultKvRouterConfig, ...kvRouter },
     workerPolicy: "blocks",
     enginesOf: (role) => [engine(role), engine(role)],
     model: "mock-model",

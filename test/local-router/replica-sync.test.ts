@@ -380,7 +380,7 @@ it("says in every heartbeat and list what the deltas before it add up to", async
       return;
     }
     compared++;
-    const count = message.type === "list" ? message.events.length : message.liveCount;
+    const count = message.type === "heartbeat" ? message.liveCount : message.events.length;
     if (message.seq !== seq || count !== live.size) wrong.push([message, seq, live.size]);
   };
   const reply = `${observer.inboxPrefix}.as`;

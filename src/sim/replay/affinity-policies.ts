@@ -62,8 +62,20 @@ export function sglang(settings: SglangSettings): Policy {
   return (request, views, random) =>
     isImbalanced(settings, views)
       ? leastProcessed(views, random)
-      : (longestMatch(settings, request, views, views.overlapBlocks) ??
+      : (longestMatch(settings, request, views, exactMatches(views), random) ??
         leastLoaded(request, views, random));
+}
+
+/** What a router believes its workers have. */
+interface Matches {
+  /** Leading blocks of the prompt, by worker. */
+  readonly matched: Int32Array;
+  /** Blocks in all, by worker. */
+  readonly held: ArrayLike<number>;
+}
+
+function exactMatches({ overlapBlocks, cachedBlocks }: WorkerViews): Matches {
+  return { matched: overlapBlocks, held: cachedBlocks };
 }
 
 /** The same by a tree of past decisions: per worker the blocks it was sent, least recent out. */
@@ -76,9 +88,11 @@ export function sglangApproximate(settings: SglangSettings, blocksMax: number): 
       const miss = names.findIndex((name) => !blocks.has(name));
       return miss < 0 ? names.length : miss;
     });
+    const held = sent.map(({ size }) => size);
     const worker = isImbalanced(settings, views)
       ? leastProcessed(views, random)
-      : (longestMatch(settings, request, views, matched) ?? leastLoaded(request, views, random));
+      : (longestMatch(settings, request, views, { matched, held }, random) ??
+        leastLoaded(request, views, random));
     remember(sent[worker], names, blocksMax);
     return worker;
   };
@@ -99,26 +113,26 @@ function leastProcessed({ count, inFlight, processed }: WorkerViews, random: Ran
   );
 }
 
-/** The longest match; the less loaded, then the lower place, on a tie. */
+/** The longest match; on a tie the less loaded, then the one that holds fewer blocks. */
 function longestMatch(
   settings: SglangSettings,
   request: PolicyRequest,
-  { count, inFlight }: WorkerViews,
-  matched: Int32Array,
+  views: WorkerViews,
+  matches: Matches,
+  random: Random,
 ): number | undefined {
-  const fullBlocks = request.sequence.length >> 1;
-  let picked: number | undefined;
-  let longest = Math.max(0, settings.matchAbove * fullBlocks);
-  let load = Number.POSITIVE_INFINITY;
-  for (let worker = 0; worker < count; worker++) {
-    const blocks = matched[worker] ?? 0;
-    const tied = picked !== undefined && blocks === longest && (inFlight[worker] ?? 0) < load;
-    if (blocks <= longest && !tied) continue;
-    picked = worker;
-    longest = blocks;
-    load = inFlight[worker] ?? 0;
+  const { count, inFlight } = views;
+  const { matched, held } = matches;
+  const longest = Math.max(...matched.subarray(0, count));
+  if (longest === 0 || longest <= settings.matchAbove * (request.sequence.length >> 1)) {
+    return undefined;
   }
-  return picked;
+  const ifLongest = (worker: number, score: number | undefined): number =>
+    matched[worker] === longest ? (score ?? 0) : Number.POSITIVE_INFINITY;
+  const least = inFlight[lowest(count, random, (worker) => ifLongest(worker, inFlight[worker]))];
+  return lowest(count, random, (worker) =>
+    ifLongest(worker, inFlight[worker] === least ? held[worker] : Number.POSITIVE_INFINITY),
+  );
 }
 
 function blockNames({ sequence }: PolicyRequest): string[] {

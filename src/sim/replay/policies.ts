@@ -10,6 +10,8 @@ export interface WorkerViews {
   readonly count: number;
   /** Leading blocks of the prompt that the worker has cached. */
   readonly overlapBlocks: Int32Array;
+  /** Blocks that the worker has cached, of any prompt. */
+  readonly cachedBlocks: Float64Array;
   /** Uncached prompt tokens routed to the worker whose first token has not come. */
   readonly pendingTokens: Float64Array;
   readonly inFlight: Int32Array;

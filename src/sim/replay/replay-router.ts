@@ -88,6 +88,7 @@ export class ReplayRouter {
     this.#views = {
       count: workers,
       overlapBlocks: this.#depths,
+      cachedBlocks: new Float64Array(workers),
       pendingTokens: this.#load.prefillTokens,
       inFlight: this.#load.activeRequests,
       processed: new Float64Array(workers),
@@ -102,6 +103,9 @@ export class ReplayRouter {
     if (this.usesIndex) {
       const longest = this.#match(arrival.sequence, arrival.nowMs);
       if (this.#sharesCache) this.#depths.fill(longest);
+      for (let worker = 0; worker < this.#views.count; worker++) {
+        this.#views.cachedBlocks[worker] = this.#index.blocksOf(worker);
+      }
     }
     const worker = this.#policy ? this.#chooseBy(this.#policy, arrival) : this.#chooseOwn(arrival);
     this.#views.processed[worker] = (this.#views.processed[worker] ?? 0) + 1;

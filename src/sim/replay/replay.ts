@@ -195,24 +195,22 @@ function step(loop: Loop, engine: ReplayEngine): void {
 }
 
 function endPass(loop: Loop, router: ReplayRouter, engine: ReplayEngine, nowMs: number): void {
-  const { run } = loop;
-  const durationMs = nowMs - engine.passStartMs;
+  const { run, keys } = loop;
+  const { tokens, firstMs, lastMs } = run;
   let steady = 0;
   for (const request of engine.core.endPass()) {
-    const place = request.key;
-    run.tokens[place] = request.generated;
-    if (request.generated === 1) {
-      run.firstMs[place] = nowMs;
-      router.firstToken(loop.keys[place] as string, nowMs, Math.max(0, request.cachedTokens));
-    } else if (run.lastMs[place] === engine.passStartMs) steady++;
-    else run.itl.add(nowMs - (run.lastMs[place] as number));
-    run.lastMs[place] = nowMs;
-    if (request.generated % progressTokens === 0) {
-      router.decoded(loop.keys[place] as string, request.generated, nowMs);
-    }
+    const { key: place, generated } = request;
+    tokens[place] = generated;
+    if (generated === 1) {
+      firstMs[place] = nowMs;
+      router.firstToken(keys[place] as string, nowMs, Math.max(0, request.cachedTokens));
+    } else if (lastMs[place] === engine.passStartMs) steady++;
+    else run.itl.add(nowMs - (lastMs[place] as number));
+    lastMs[place] = nowMs;
+    if (generated % progressTokens === 0) router.decoded(keys[place] as string, generated, nowMs);
     if (request.state !== "running") finish(loop, router, engine, request);
   }
-  if (steady > 0) run.itl.add(durationMs, steady);
+  if (steady > 0) run.itl.add(nowMs - engine.passStartMs, steady);
   run.endMs = nowMs;
 }
 

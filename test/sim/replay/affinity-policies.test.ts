@@ -20,6 +20,7 @@ function viewsOf(inFlight: readonly number[], overlap: readonly number[] = []): 
   return {
     count,
     overlapBlocks: Int32Array.from({ length: count }, (_, worker) => overlap[worker] ?? 0),
+    cachedBlocks: new Float64Array(count),
     pendingTokens: new Float64Array(count),
     inFlight: Int32Array.from(inFlight),
     processed: new Float64Array(count),
@@ -115,6 +116,13 @@ it("prefers the less loaded of equal matches", () => {
   const settings = { balanceAbs: 32, balanceRel: 1.1, matchAbove: 0 };
   const prompt = promptOf([1n, 2n, 3n, 4n]);
   expect(sglang(settings)(prompt, viewsOf([5, 3, 9], [4, 4, 4]), random)).toBe(1);
+});
+
+it("prefers the smaller cache of matches equal in load too", () => {
+  const settings = { balanceAbs: 32, balanceRel: 1.1, matchAbove: 0 };
+  const prompt = promptOf([1n, 2n, 3n, 4n]);
+  const views = { ...viewsOf([3, 3, 3], [4, 4, 3]), cachedBlocks: Float64Array.from([9, 8, 1]) };
+  expect(sglang(settings)(prompt, views, random)).toBe(1);
 });
 
 it("leaves affinity when loads differ by both limits", () => {

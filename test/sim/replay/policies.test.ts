@@ -65,6 +65,7 @@ const inFlightOf = (worker: (typeof workers)[number]): number =>
 const views: WorkerViews = {
   count: workers.length,
   overlapBlocks: Int32Array.from(workers, (worker) => worker.overlap_blocks),
+  cachedBlocks: new Float64Array(workers.length),
   pendingTokens: Float64Array.from(workers, pendingOf),
   inFlight: Int32Array.from(workers, inFlightOf),
   processed: Float64Array.from(workers, (worker) => worker.processed),

@@ -2,29 +2,32 @@
  * Blocks of holders (worker, dp rank) in the order in which they are forgotten.
  *
  *   first ──▶ entry ──▶ … ──▶ last        forgetAtMs ascending
- *   columns   [ hash lo | hash hi | slot | position | before | after ]   6 words per entry
+ *   pages     [ hash lo | hash hi | slot | position | before | after ]   6 words per entry
  *   tables    per holder: hash -> entry
  *
  * - Entries of one time: larger position first, so that a prompt loses its tail before its prefix;
  *   then larger hash, larger worker id, larger rank first, all unsigned.
  * - Time to live is one constant, so what is put again goes to the end and the list needs no heap: an
  *   entry is looked for from the end, or from the block of the same prompt put just before.
- * - A removed entry has no slot and waits in a chain for its next use.
+ * - A removed entry has no slot and waits in a chain for its next use. Pages are never moved, so that
+ *   growth copies nothing.
  */
 import type { Random } from "../base/random.ts";
-import { grownFloat64, grownInt32 } from "./column.ts";
 import { LaneTable } from "./lane-table.ts";
 
 /** No entry. */
 export const nowhere = -1;
 
+const pageShift = 12;
+const pageEntries = 1 << pageShift;
 const entryWords = 6;
+const loWord = 0;
 const hiWord = 1;
 const slotWord = 2;
 const positionWord = 3;
 const beforeWord = 4;
 const afterWord = 5;
-const entriesAtStart = 64;
+const holderEntriesAtStart = 64;
 
 interface ListHolder {
   readonly workerId: bigint;
@@ -44,8 +47,8 @@ export class ForgetList {
   #recent = nowhere;
   #free = nowhere;
   #used = 0;
-  #words: Int32Array = new Int32Array(entriesAtStart * entryWords);
-  #forgetAtMs: Float64Array = new Float64Array(entriesAtStart);
+  readonly #pages: Int32Array[] = [];
+  readonly #timePages: Float64Array[] = [];
 
   constructor(random: Random) {
     this.#random = random;
@@ -53,7 +56,7 @@ export class ForgetList {
 
   /** `workerId` is a u64 as a decimal. */
   addHolder(slot: number, workerId: string, dpRank: number): void {
-    const entryOf = new LaneTable(3, entriesAtStart, this.#random);
+    const entryOf = new LaneTable(3, holderEntriesAtStart, this.#random);
     this.#holders[slot] = { workerId: BigInt(workerId), dpRank, entryOf };
   }
 
@@ -86,13 +89,13 @@ export class ForgetList {
       entryOf.reserve(1);
       const place = entryOf.insert(lo, hi);
       entryOf.words[place + 2] = entry;
-      this.#words[entry * entryWords] = lo;
-      this.#words[entry * entryWords + hiWord] = hi;
-      this.#words[entry * entryWords + slotWord] = slot;
+      this.#set(entry, loWord, lo);
+      this.#set(entry, hiWord, hi);
+      this.#set(entry, slotWord, slot);
       this.size++;
     }
-    this.#words[entry * entryWords + positionWord] = position;
-    this.#forgetAtMs[entry] = forgetAtMs;
+    this.#set(entry, positionWord, position);
+    this.#timePages[entry >>> pageShift]![entry & (pageEntries - 1)] = forgetAtMs;
     this.#link(entry);
   }
 
@@ -100,34 +103,34 @@ export class ForgetList {
     const { entryOf } = this.#holders[this.slotOf(entry)]!;
     entryOf.removeAt(entryOf.find(this.loOf(entry), this.hiOf(entry)));
     this.#unlink(entry);
-    this.#words[entry * entryWords + slotWord] = nowhere;
-    this.#words[entry * entryWords + afterWord] = this.#free;
+    this.#set(entry, slotWord, nowhere);
+    this.#set(entry, afterWord, this.#free);
     this.#free = entry;
     this.size--;
   }
 
   loOf(entry: number): number {
-    return this.#words[entry * entryWords]!;
+    return this.#get(entry, loWord);
   }
 
   hiOf(entry: number): number {
-    return this.#words[entry * entryWords + hiWord]!;
+    return this.#get(entry, hiWord);
   }
 
   slotOf(entry: number): number {
-    return this.#words[entry * entryWords + slotWord]!;
+    return this.#get(entry, slotWord);
   }
 
   positionOf(entry: number): number {
-    return this.#words[entry * entryWords + positionWord]!;
+    return this.#get(entry, positionWord);
   }
 
   forgetAtMsOf(entry: number): number {
-    return this.#forgetAtMs[entry]!;
+    return this.#timePages[entry >>> pageShift]![entry & (pageEntries - 1)]!;
   }
 
   get bytes(): number {
-    let bytes = this.#words.byteLength + this.#forgetAtMs.byteLength;
+    let bytes = this.#pages.length * pageEntries * (4 * entryWords + 8);
     for (const holder of this.#holders) bytes += holder?.entryOf.bytes ?? 0;
     return bytes;
   }
@@ -135,48 +138,52 @@ export class ForgetList {
   #take(): number {
     const free = this.#free;
     if (free !== nowhere) {
-      this.#free = this.#words[free * entryWords + afterWord]!;
+      this.#free = this.#get(free, afterWord);
       return free;
     }
-    if (this.#used === this.#forgetAtMs.length) {
-      this.#words = grownInt32(this.#words, 2 * this.#words.length);
-      this.#forgetAtMs = grownFloat64(this.#forgetAtMs, 2 * this.#forgetAtMs.length);
+    if (this.#used === this.#pages.length * pageEntries) {
+      this.#pages.push(new Int32Array(pageEntries * entryWords));
+      this.#timePages.push(new Float64Array(pageEntries));
     }
     return this.#used++;
   }
 
+  #get(entry: number, word: number): number {
+    return this.#pages[entry >>> pageShift]![(entry & (pageEntries - 1)) * entryWords + word]!;
+  }
+
+  #set(entry: number, word: number, value: number): void {
+    this.#pages[entry >>> pageShift]![(entry & (pageEntries - 1)) * entryWords + word] = value;
+  }
+
   #link(entry: number): void {
-    const words = this.#words;
     const recent = this.#recent;
     let before = recent !== nowhere && this.#isLater(recent, entry) ? recent : this.#last;
-    while (before !== nowhere && this.#isLater(before, entry)) {
-      before = words[before * entryWords + beforeWord]!;
-    }
-    const after = before === nowhere ? this.first : words[before * entryWords + afterWord]!;
-    words[entry * entryWords + beforeWord] = before;
-    words[entry * entryWords + afterWord] = after;
-    if (before === nowhere) this.first = entry;
-    else words[before * entryWords + afterWord] = entry;
-    if (after === nowhere) this.#last = entry;
-    else words[after * entryWords + beforeWord] = entry;
+    while (before !== nowhere && this.#isLater(before, entry))
+      before = this.#get(before, beforeWord);
+    const after = before === nowhere ? this.first : this.#get(before, afterWord);
+    this.#join(before, entry);
+    this.#join(entry, after);
     this.#recent = entry;
   }
 
   #unlink(entry: number): void {
-    const words = this.#words;
-    const before = words[entry * entryWords + beforeWord]!;
-    const after = words[entry * entryWords + afterWord]!;
-    if (before === nowhere) this.first = after;
-    else words[before * entryWords + afterWord] = after;
-    if (after === nowhere) this.#last = before;
-    else words[after * entryWords + beforeWord] = before;
+    this.#join(this.#get(entry, beforeWord), this.#get(entry, afterWord));
     if (this.#recent === entry) this.#recent = nowhere;
+  }
+
+  /** Makes two entries neighbours; nowhere stands for the ends of the list. */
+  #join(before: number, after: number): void {
+    if (before === nowhere) this.first = after;
+    else this.#set(before, afterWord, after);
+    if (after === nowhere) this.#last = before;
+    else this.#set(after, beforeWord, before);
   }
 
   /** True when `entry` is forgotten after `other`. */
   #isLater(entry: number, other: number): boolean {
-    const ms = this.#forgetAtMs[entry]!;
-    const otherMs = this.#forgetAtMs[other]!;
+    const ms = this.forgetAtMsOf(entry);
+    const otherMs = this.forgetAtMsOf(other);
     if (ms !== otherMs) return ms > otherMs;
     const position = this.positionOf(entry);
     const otherPosition = this.positionOf(other);

@@ -21,7 +21,7 @@ import { setsFull } from "./holder-sets.ts";
 /** Slots above get no blocks. */
 export const predictedSlotsMax = 4096;
 /** Blocks that one prompt prunes at least, if so many are to go: some milliseconds' work. */
-const pruneSlice = 8192;
+const pruneSlice = 2048;
 
 export interface PredictedIndexOptions {
   readonly random: Random;

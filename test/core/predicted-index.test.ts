@@ -301,7 +301,7 @@ it("prunes much in slices and stays within its maximum and one prompt", () => {
     pruned.push(index.record(0, sequence, blocks, family));
     expect(index.size).toBeLessThanOrEqual(sizeMax + blocks);
   }
-  expect(pruned.filter((count) => count > 0).slice(0, -1)).toEqual(Array(5).fill(8192));
+  expect(pruned.filter((count) => count > 0).slice(0, -1)).toEqual(Array(38).fill(2048));
   expect(index.size).toBe(0);
 });
 

@@ -13,8 +13,8 @@ import { promisify } from "node:util";
 import { realClock } from "../src/base/clock.ts";
 import { findNatsServer } from "../src/runtime/find-nats-server.ts";
 import { type NatsServer, startNatsServer } from "../src/runtime/nats-server.ts";
-import { type BenchRow, median } from "./bench-row.ts";
-import type { ClientMode, Counted, Go } from "./stream-bench-process.ts";
+import { type BenchRow, median, quantile } from "./bench-row.ts";
+import { type ClientMode, type Counted, type Go, pacedStepMs } from "./stream-bench-go.ts";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 const cacheDir = join(root, ".cache", "nats-server");
@@ -22,6 +22,8 @@ const cacheDir = join(root, ".cache", "nats-server");
 const outDir = join(root, ".cache", "bench");
 /** Names a directory to write a CPU profile of every process to. */
 const profileDir = process.env["BENCH_CPU_PROFILES"];
+/** Mean answer of the Mooncake conversation trace. */
+const meanOutputTokens = 343;
 /** Clock ticks per second of /proc/<pid>/stat. */
 const ticksPerSecond = 100;
 
@@ -32,6 +34,7 @@ interface Measured {
   readonly routerCpuUs: number;
   readonly endsCpuUs: number;
   readonly failed: number;
+  readonly firstTokensMs: readonly number[];
 }
 
 interface Fleet {
@@ -85,6 +88,14 @@ async function rows(fleet: Fleet, quick: boolean): Promise<BenchRow[]> {
     go("bundle", "dispatcher-a", 1000),
     rounds,
   );
+  const served = [];
+  for (const outputTokens of [meanOutputTokens, 1000]) {
+    const base = go("relay", "relay-a", outputTokens);
+    served.push(await compare(fleet, base, { ...base, mode: "sse", inst: "dispatcher-a" }, rounds));
+  }
+  const counted = go("bundle", "dispatcher-a", meanOutputTokens);
+  const mean = await compare(fleet, go("relay", "relay-a", meanOutputTokens), counted, rounds);
+  const first = await firstTokens(fleet, quick ? 3 : 9);
   const prompt = { streams: 4, outputTokens: 0 };
   const json = { ...go("prompt-json", "router-a"), ...prompt };
   const p1 = await compare(fleet, json, { ...json, mode: "prompt-frame" }, rounds);
@@ -100,7 +111,12 @@ async function rows(fleet: Fleet, quick: boolean): Promise<BenchRow[]> {
     rate("R2 with dispatchers and notices", "tok/s", whole, "-"),
     cpu("R2 with dispatchers, CPU, all", "µs/tok", whole, "cpuUs", "-"),
     routerShare("R2 with dispatchers, CPU of both routers", whole, "-"),
-    routerShare("the same of 1000 tokens", wholeLong, "≤ 0.10"),
+    routerShare(`the same of ${meanOutputTokens} tokens`, mean, "-"),
+    routerShare("the same of 1000 tokens", wholeLong, "-"),
+    routerShare(`the same of ${meanOutputTokens}, client writes SSE`, served[0], "≤ 0.10"),
+    routerShare("the same of 1000, client writes SSE", served[1], "≤ 0.10"),
+    addedFirst(0.5, first, "+2 ms"),
+    addedFirst(0.99, first, "+10 ms"),
     rate("P1 128k prompt, frame / JSON", "req/s", p1, "≥ 3x"),
     cpu("P1 CPU per router", "µs/req", p1, "routerCpuUs", "≥ 6x"),
   ];
@@ -151,7 +167,41 @@ async function measure(fleet: Fleet, go: GoOptions): Promise<Measured> {
     routerCpuUs: spent(routers) / 2 / counted.units,
     endsCpuUs: spent(ends) / counted.units,
     failed: counted.failed,
+    firstTokensMs: counted.firstTokensMs,
   };
+}
+
+interface FirstTokens {
+  readonly direct: readonly number[];
+  readonly tiers: readonly number[];
+  readonly failed: number;
+}
+
+/** Times to the first token of 200 paced streams, asked of the worker or through both tiers. */
+async function firstTokens(fleet: Fleet, rounds: number): Promise<FirstTokens> {
+  const open = { mode: "open", streams: 200, outputTokens: 100, windowMs: 2_000 } as const;
+  // Until as many answers are open as shall be.
+  const warmupMs = 1.2 * pacedStepMs * open.outputTokens;
+  const [direct, tiers]: [number[], number[]] = [[], []];
+  let failed = 0;
+  for (let round = 0; round <= rounds; round++) {
+    const alone = await measure(fleet, { ...open, warmupMs, inst: "worker" });
+    const routed = await measure(fleet, { ...open, warmupMs, inst: "dispatcher-a" });
+    if (round === 0) continue;
+    direct.push(...alone.firstTokensMs);
+    tiers.push(...routed.firstTokensMs);
+    failed += alone.failed + routed.failed;
+  }
+  return { direct, tiers, failed };
+}
+
+/** Here `ratio` says little: the target is the difference. */
+function addedFirst(q: number, { direct, tiers, failed }: FirstTokens, target: string): BenchRow {
+  const [baseline, ours] = [quantile(direct, q), quantile(tiers, q)];
+  const added = `adds ${(ours - baseline).toFixed(2)} ms to ${direct.length} requests`;
+  const note = failed > 0 ? `${added}, ${failed} answers failed` : added;
+  const id = `first token p${100 * q}, through both tiers`;
+  return { id, unit: "ms", baseline, ours, ratio: baseline / ours, target, note };
 }
 
 /** CPU time in µs so far, by process; `server` is the broker. */
@@ -194,10 +244,10 @@ function cpu(
 }
 
 /** CPU of both routers as a part of the client's and the worker's; below 1 is less. */
-function routerShare(id: string, found: Comparison, target: string): BenchRow {
+function routerShare(id: string, found: Comparison | undefined, target: string): BenchRow {
   const of = (side: readonly Measured[]): number =>
     median(side.map(({ routerCpuUs, endsCpuUs }) => (2 * routerCpuUs) / endsCpuUs));
-  const [baseline, ours] = [of(found.baseline), of(found.ours)];
+  const [baseline, ours] = [of(found?.baseline ?? []), of(found?.ours ?? [])];
   return { id, unit: "of ends", baseline, ours, ratio: baseline / ours, target };
 }
 

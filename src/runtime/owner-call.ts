@@ -361,7 +361,7 @@ export class Call {
     if (place.notify.length === 0) return;
     const { attempt, have } = this.consumer;
     const fields = { rid: this.rid, attempt, outcome, output_tokens: have };
-    this.#shared.notices.add(place.notify, this.#record.closed(fields));
+    this.#shared.notices.tellLater(place.notify, this.#record.closed(fields));
   }
 
   #finishError(error: TiergridError): void {

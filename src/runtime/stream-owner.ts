@@ -120,7 +120,7 @@ class Owner implements OwnerShared {
 
   close(): void {
     for (const call of [...this.#calls.values()]) call.close();
-    this.notices.flush();
+    this.notices.close();
     for (const detach of this.#detach) detach();
     this.#cancelSweep?.();
     this.#cancelSweep = undefined;
@@ -175,7 +175,6 @@ class Owner implements OwnerShared {
     }
     for (const [control, acks] of this.#endAcks) this.#sendAcks(control, acks);
     this.#endAcks.clear();
-    this.notices.flush();
   }
 
   readonly #take = (key: number, frame: StreamFrame): void => {

@@ -193,7 +193,7 @@ export class WorkerJobs {
 
   close(): void {
     this.#sender.close();
-    this.#notices.flush();
+    this.#notices.close();
   }
 
   /** The request's stream; undefined for a known attempt. The engine forgets what gets none. */
@@ -248,12 +248,12 @@ export class WorkerJobs {
     const output_tokens = job.outputTokens;
     // Only the nearest dispatcher books output blocks.
     const nearest = envelope.notify.slice(0, 1);
-    this.#notices.add(nearest, { type: "progress", rid, attempt, output_tokens });
+    this.#notices.tell(nearest, { type: "progress", rid, attempt, output_tokens });
   }
 
   #firstOutput({ envelope, receivedMs, cachedTokens }: Job, nowMs: number): void {
     const { rid, attempt } = envelope;
-    this.#notices.add(envelope.notify, {
+    this.#notices.tell(envelope.notify, {
       type: "first_output",
       rid,
       attempt,
@@ -316,7 +316,7 @@ export class WorkerJobs {
     if (!this.#remove(job)) return;
     const { clock, onFinished } = this.#options;
     const { rid, attempt, notify } = job.envelope;
-    this.#notices.add(notify, {
+    this.#notices.tell(notify, {
       type: "finished",
       rid,
       attempt,

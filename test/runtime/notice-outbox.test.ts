@@ -1,7 +1,7 @@
 import { expect, it } from "vitest";
 import { ManualClock } from "../../src/base/clock.ts";
 import { decodeNotices, noticesPerMessageMax } from "../../src/protocol/notices.ts";
-import { NoticeOutbox } from "../../src/runtime/notice-outbox.ts";
+import { laterMs, NoticeOutbox } from "../../src/runtime/notice-outbox.ts";
 
 function outboxWithLog() {
   const clock = new ManualClock();
@@ -10,37 +10,79 @@ function outboxWithLog() {
     const notices = decodeNotices(payload);
     messages.push(`${subject} ${notices.map((told) => "rid" in told && told.rid).join(",")}`);
   });
-  const add = (rid: string, ...subjects: string[]): void =>
-    outbox.add(subjects, { type: "first_output", rid, attempt: 1, ttft_ms: 1 });
-  return { clock, messages, outbox, add };
+  const noticeOf = (rid: string) =>
+    ({ type: "first_output", rid, attempt: 1, ttft_ms: 1 }) as const;
+  const tell = (rid: string, ...notify: string[]): void => outbox.tell(notify, noticeOf(rid));
+  const tellLater = (rid: string, ...notify: string[]): void =>
+    outbox.tellLater(notify, noticeOf(rid));
+  return { clock, messages, outbox, tell, tellLater };
 }
 
-it("sends the notices of one step as one message to each dispatcher, in order", () => {
-  const { clock, messages, outbox, add } = outboxWithLog();
-  add("a", "near", "far");
-  add("b", "near");
-  add("c");
+it("sends the notices of one step as one message to the nearest dispatcher, in order", () => {
+  const { clock, messages, outbox, tell } = outboxWithLog();
+  tell("a", "near");
+  tell("b", "near");
+  tell("c");
   expect(messages).toEqual([]);
   outbox.flush();
-  expect(messages).toEqual(["near a,b", "far a"]);
-  clock.advanceTo(10);
-  expect(messages).toHaveLength(2);
+  expect(messages).toEqual(["near a,b"]);
+  clock.advanceTo(1_000);
+  expect(messages).toHaveLength(1);
+  expect(clock.pending()).toBe(0);
 });
 
-it("sends what nobody flushed when the loop turn ends", () => {
-  const { clock, messages, add } = outboxWithLog();
-  add("a", "near");
+it("gathers for 100 ms what the others are told", () => {
+  const { clock, messages, outbox, tell, tellLater } = outboxWithLog();
+  tell("a", "near", "far");
+  outbox.flush();
+  clock.advanceTo(60);
+  tellLater("b", "far", "farther");
+  clock.advanceTo(laterMs - 1);
+  expect(messages).toEqual(["near a"]);
+  clock.advanceTo(laterMs);
+  expect(messages).toEqual(["near a", "far a,b", "farther b"]);
+});
+
+it("sends what waits along with what is due", () => {
+  const { clock, messages, outbox, tell, tellLater } = outboxWithLog();
+  tellLater("a", "near");
+  tell("b", "near");
+  outbox.flush();
+  clock.advanceTo(laterMs);
+  expect(messages).toEqual(["near b,a"]);
+});
+
+it("sends what nobody flushed when the loop turn ends, and everything when it is closed", () => {
+  const { clock, messages, outbox, tell, tellLater } = outboxWithLog();
+  tell("a", "near");
   clock.advanceTo(0);
   expect(messages).toEqual(["near a"]);
+  tell("b", "near", "far");
+  tellLater("c", "farther");
+  outbox.close();
+  expect(messages.slice(1)).toEqual(["near b", "far b", "farther c"]);
+  expect(clock.pending()).toBe(0);
 });
 
 it("sends a full message at once and begins another", () => {
-  const { messages, outbox, add } = outboxWithLog();
-  for (let n = 0; n < noticesPerMessageMax; n++) add("a", "near");
-  expect(messages).toHaveLength(1);
-  add("b", "near");
-  outbox.flush();
-  expect(messages[1]).toBe("near b");
+  const { messages, outbox, tell, tellLater } = outboxWithLog();
+  for (let n = 0; n < noticesPerMessageMax; n++) {
+    tell("a", "near");
+    tellLater("a", "far");
+  }
+  expect(messages).toHaveLength(2);
+  tell("b", "near", "far");
+  outbox.close();
+  expect(messages.slice(2)).toEqual(["near b", "far b"]);
+});
+
+it("sends what waits alone when one message cannot hold both", () => {
+  const { messages, outbox, tell, tellLater } = outboxWithLog();
+  for (let n = 1; n < noticesPerMessageMax; n++) tellLater("a", "near");
+  tell("b", "near");
+  tell("c", "near");
+  outbox.close();
+  expect(messages.map((message) => message.split(",").length)).toEqual([2, 255]);
 });
 
 it("reads as many notices as a message may hold, and refuses one more", () => {

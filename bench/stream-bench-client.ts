@@ -1,0 +1,191 @@
+/**
+ * The client of the stream bench: closed loops that count tokens or receipts, and an open loop that
+ * takes the time to the first token.
+ */
+import { realClock } from "../src/base/clock.ts";
+import { mulberry32, osRandom, randomHex128 } from "../src/base/random.ts";
+import { encodeDispatch, encodeDispatchJson } from "../src/protocol/request-frame.ts";
+import { attemptNumber, type Dispatch } from "../src/protocol/requests.ts";
+import { decodeJsonFrame } from "../src/protocol/stream-json.ts";
+import type { Bus } from "../src/runtime/bus.ts";
+import type { StreamSink } from "../src/runtime/owner-request.ts";
+import { createStreamOwner, type StreamOwner } from "../src/runtime/stream-owner.ts";
+import {
+  type Counted,
+  type Counter,
+  closed,
+  ended,
+  type Go,
+  pacedStepMs,
+  subjectOf,
+} from "./stream-bench-go.ts";
+import { sseClient } from "./stream-bench-sse.ts";
+
+type Client = (go: Go, counter: Counter) => void;
+
+const promptTokens = Uint32Array.from({ length: 16 }, (_, index) => index);
+const decoder = new TextDecoder();
+
+/** Runs the windows that the parent asks for. */
+export function client(bus: Bus): void {
+  const owner = createStreamOwner({ bus, clock: realClock, random: osRandom });
+  const json = jsonClient(bus);
+  const prompt = promptClient(bus);
+  const clients: Readonly<Record<Go["mode"], Client>> = {
+    relay: json,
+    json,
+    bundle: (go, counter) => closedLoop(owner, go, counter),
+    sse: sseClient((go, sink) => callOwner(owner, go, sink)),
+    open: (go, counter) => openLoop(owner, go, counter),
+    "prompt-json": prompt,
+    "prompt-frame": prompt,
+  };
+  process.on("message", (go: Go) => {
+    if (go.type !== "go") return;
+    // Where answers start by themselves, what starts them counts as open.
+    const open = go.mode === "open" || go.mode === "sse" ? 1 : go.streams;
+    const counter: Counter = { units: 0, open, failed: 0, stopped: false, firstTokensMs: [] };
+    clients[go.mode](go, counter);
+    setTimeout(() => countWindow(go, counter), go.warmupMs);
+  });
+}
+
+function countWindow(go: Go, counter: Counter): void {
+  process.send?.({ type: "warm" });
+  counter.firstTokensMs = [];
+  const [startMs, startUnits] = [realClock.nowMs(), counter.units];
+  setTimeout(() => {
+    const { failed, firstTokensMs } = counter;
+    const [units, ms] = [counter.units - startUnits, realClock.nowMs() - startMs];
+    counter.stopped = true;
+    process.send?.({ type: "counted", units, ms, failed, firstTokensMs } satisfies Counted);
+  }, go.windowMs);
+}
+
+/** Our owner: the whole protocol with credit, acknowledgements and timers. */
+function callOwner(owner: StreamOwner, go: Go, sink: StreamSink) {
+  return owner.call({
+    route: () => ({ inst: go.inst, subject: subjectOf(go.inst) }),
+    phase: "aggregated",
+    body: {
+      model: "m",
+      stop_conditions: { max_tokens: go.outputTokens },
+      ...(go.mode === "open" ? { extra_args: { paced: true } } : {}),
+    },
+    tokens: promptTokens,
+    deadlineMs: 60_000,
+    firstTokenTimeoutMs: 30_000,
+    migration: { limit: 0, allowed: false },
+    sink,
+  });
+}
+
+function closedLoop(owner: StreamOwner, go: Go, counter: Counter): void {
+  const ask = (): void => {
+    callOwner(owner, go, {
+      onAccepted: () => {},
+      onOutput: (output) => {
+        counter.units += output.tokenIds.length;
+      },
+      onEnd: () => ended(counter, ask),
+      onError: () => {
+        counter.failed += 1;
+        ended(counter, ask);
+      },
+    });
+  };
+  for (let stream = 0; stream < go.streams; stream++) ask();
+}
+
+/** Asks at random times, as often as keeps `streams` paced answers open. */
+function openLoop(owner: StreamOwner, go: Go, counter: Counter): void {
+  const random = mulberry32(1);
+  const gapMs = (pacedStepMs * go.outputTokens) / go.streams;
+  const ask = (): void => {
+    const askedMs = realClock.nowMs();
+    counter.open += 1;
+    callOwner(owner, go, {
+      onAccepted: () => {},
+      onOutput: (output, first) => {
+        counter.units += output.tokenIds.length;
+        if (first === 0) counter.firstTokensMs.push(realClock.nowMs() - askedMs);
+      },
+      onEnd: () => closed(counter),
+      onError: () => {
+        counter.failed += 1;
+        closed(counter);
+      },
+    });
+  };
+  let nextMs = realClock.nowMs();
+  const arrive = (): void => {
+    while (nextMs <= realClock.nowMs()) {
+      ask();
+      nextMs += gapMs * -Math.log(1 - random());
+    }
+    if (counter.stopped) closed(counter);
+    else setTimeout(arrive, nextMs - realClock.nowMs());
+  };
+  arrive();
+}
+
+/** A plain client of one JSON message per token: the baseline's (`relay`) or our wire's (`json`). */
+function jsonClient(bus: Bus): (go: Go, counter: Counter) => void {
+  let asked = 0;
+  let current: { go: Go; counter: Counter } | undefined;
+  const ask = (go: Go): void => {
+    const subject = `${bus.inboxPrefix}.j.${asked++}`;
+    const dispatch = dispatchTo(subject, promptTokens, go.outputTokens);
+    const next = subjectOf(go.inst);
+    if (go.mode === "relay") bus.publish(next, encodeDispatchJson(dispatch), { reply: subject });
+    else void bus.request(next, encodeDispatch(dispatch), { timeoutMs: 10_000 });
+  };
+  bus.subscribe(`${bus.inboxPrefix}.j.*`, ({ payload }) => {
+    if (!current) return;
+    const { go, counter } = current;
+    const frame: { readonly type: string } | undefined =
+      go.mode === "json" ? decodeJsonFrame(payload)?.frame : JSON.parse(decoder.decode(payload));
+    if (frame?.type === "tokens") counter.units += 1;
+    else if (frame?.type === "end" || frame?.type === "error") {
+      counter.failed += frame.type === "end" ? 0 : 1;
+      ended(counter, () => ask(go));
+    }
+  });
+  return (go, counter) => {
+    current = { go, counter };
+    for (let stream = 0; stream < go.streams; stream++) ask(go);
+  };
+}
+
+function dispatchTo(subject: string, tokens: Uint32Array, maxTokens: number): Dispatch {
+  return {
+    envelope: {
+      rid: randomHex128(osRandom),
+      attempt: attemptNumber({ call: 1, global: 0, local: 0 }),
+      first: 0,
+      phase: "aggregated",
+      deadlineMs: 60_000,
+      stream: { subject, format: "json", key: 0, acks: false },
+      notify: [],
+      avoid: [],
+      decisions: [],
+    },
+    body: { model: "m", stop_conditions: { max_tokens: maxTokens } },
+    tokens,
+  };
+}
+
+/** Requests of 131,072 tokens that a worker accepts and drops; counts receipts. */
+function promptClient(bus: Bus): (go: Go, counter: Counter) => void {
+  const tokens = Uint32Array.from({ length: 131_072 }, (_, index) => (index * 7919) % 128_000);
+  return (go, counter) => {
+    const encode = go.mode === "prompt-json" ? encodeDispatchJson : encodeDispatch;
+    const ask = async (): Promise<void> => {
+      const bytes = encode(dispatchTo(`${bus.inboxPrefix}.none`, tokens, 0));
+      await bus.request(subjectOf(go.inst), bytes, { timeoutMs: 20_000 });
+      counter.units += 1;
+      ended(counter, () => void ask());
+    };
+    for (let stream = 0; stream < go.streams; stream++) void ask();
+  };
+}

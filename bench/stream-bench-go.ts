@@ -1,0 +1,71 @@
+/** What the stream bench's processes tell each other: one window of load, and what it counted. */
+import { generateSubject, type InstanceKind } from "../src/protocol/subjects.ts";
+
+/**
+ * `relay`, `json`: one JSON message per token; `bundle`: our owner counts tokens; `sse`: it writes
+ * them as events to HTTP clients; `open`: the same owner, open loop, paced engine;
+ * `prompt-…`: requests of 131,072 tokens and no answer.
+ */
+export type ClientMode =
+  | "relay"
+  | "json"
+  | "bundle"
+  | "sse"
+  | "open"
+  | "prompt-json"
+  | "prompt-frame";
+
+export interface Go {
+  readonly type: "go";
+  readonly mode: ClientMode;
+  /** Instance asked: a router, or a worker for no hop. */
+  readonly inst: string;
+  /** Streams open at once; of an open loop on average. */
+  readonly streams: number;
+  /** Tokens of one answer. */
+  readonly outputTokens: number;
+  readonly warmupMs: number;
+  readonly windowMs: number;
+}
+
+export interface Counted {
+  readonly type: "counted";
+  readonly units: number;
+  readonly ms: number;
+  /** Answers that ended with an error: on a busy machine some are accepted too late. */
+  readonly failed: number;
+  /** Time from each request of an open loop to its first token. */
+  readonly firstTokensMs: readonly number[];
+}
+
+export interface Counter {
+  units: number;
+  /** Streams, or requests, that have not ended. */
+  open: number;
+  failed: number;
+  stopped: boolean;
+  firstTokensMs: number[];
+}
+
+/** One stream ended: another one starts, unless the window is over. */
+export function ended(counter: Counter, ask: () => void): void {
+  if (counter.stopped) closed(counter);
+  else ask();
+}
+
+/** One stream ended. */
+export function closed(counter: Counter): void {
+  counter.open -= 1;
+  if (counter.open === 0) process.send?.({ type: "idle" });
+}
+
+/** Step of the paced engine. */
+export const pacedStepMs = 20;
+
+/** Kinds of the instances that are not asked as workers are. */
+const kinds: Readonly<Record<string, InstanceKind>> = {
+  "dispatcher-a": "global",
+  "dispatcher-b": "local",
+};
+export const kindOf = (inst: string): InstanceKind => kinds[inst] ?? "w";
+export const subjectOf = (inst: string): string => generateSubject(kindOf(inst), inst);

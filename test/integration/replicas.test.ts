@@ -109,8 +109,10 @@ it("serves at once after a restart, and soon knows all blocks and bookings", asy
     expect(await outcomesOf(batch)).toEqual({ exact: 5 });
   }
   await agree("all blocks are known", (one) => one.sum("tiergrid_index_blocks") >= cachedBlocks);
-  const streams = openStreams(fleet.api, streamCount, 5 * tokens);
-  await inFlight(streams);
+  const streams = openStreams(fleet.api, streamCount, tokens);
+  // Ten minutes of decoding: some bookings are there for as long as the test looks.
+  const lasting = openStreams(fleet.api, 8, 30_000);
+  await inFlight([...streams, ...lasting]);
   await kill(fleet.part("local 1"));
   await fleet.up();
   const served = openStreams(fleet.api, 8, 20);
@@ -125,5 +127,7 @@ it("serves at once after a restart, and soon knows all blocks and bookings", asy
     },
   );
   expect(await outcomesOf([...streams, ...served])).toEqual({ exact: streamCount + 8 });
+  expect(lasting.map(({ outcome }) => outcome)).toEqual(lasting.map(() => undefined));
+  for (const stream of lasting) stream.leave();
   await fleet.idle();
 }, 120_000);

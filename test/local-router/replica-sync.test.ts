@@ -227,6 +227,26 @@ it("repairs a lost add and a lost end by the next number, and the last ones by t
   expect(b.resyncs("gap")).toBe(2);
 });
 
+it("asks for a lost message once per replica, not all in the same moment", async () => {
+  const { clock, network, start } = createReplicas(22);
+  const replicas = Array.from({ length: 8 }, () => start());
+  const [first] = replicas;
+  await clock.runFor(100);
+  const askedMs: number[] = [];
+  network.connect({ role: "ob" }).subscribe(activeSequencesAskSubject(endpoint), () => {
+    askedMs.push(Math.floor(clock.nowMs()));
+  });
+  network.faults.setMessageFaults([{ subject: "tg.as.>", loss: 1 }]);
+  first?.book("r1", "0", { blocks: [1] });
+  await clock.runFor(5);
+  network.faults.setMessageFaults([]);
+  first?.book("r2", "1", { blocks: [2] });
+  await clock.runFor(askTimeoutMs);
+  expect(askedMs).toHaveLength(replicas.length - 1);
+  expect(new Set(askedMs).size).toBeGreaterThan(4);
+  for (const replica of replicas) expect(replica.columns()).toEqual(first?.columns());
+});
+
 it("asks again for a list that does not come, then waits for the next heartbeat", async () => {
   const { clock, network, start } = createReplicas(13);
   const a = start();

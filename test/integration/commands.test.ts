@@ -133,9 +133,11 @@ it("prints everything that is wrong and exits 2", async () => {
   const global = startGlobal(port);
   expect(await global.ended()).toBe(2);
   expect(global.stderr()).toMatch(/pool config has \d error/);
-  const local = start("local --endpoint only.backend.generate --router-queue-threshold 2", port);
+  const router = `${config}.router.json`;
+  await writeFile(router, JSON.stringify({ serve_indexer: true }));
+  const local = start(`local --endpoint only.backend.generate --config ${router}`, port);
   expect(await local.ended()).toBe(2);
-  expect(local.stderr()).toContain("not supported by this release: router_queue_threshold");
+  expect(local.stderr()).toContain("not supported by this release: serve_indexer");
   const path = start("local --endpoint only.backend", port);
   expect(await path.ended()).toBe(2);
   expect(path.stderr()).toContain("namespace.component.endpoint");

@@ -4,20 +4,30 @@ import { fileURLToPath } from "node:url";
 import { type Clock, realClock } from "../base/clock.ts";
 import { TiergridError, toTiergridError } from "../base/errors.ts";
 import { mulberry32, osRandom, randomU32 } from "../base/random.ts";
-import type { BusRole } from "../protocol/subjects.ts";
+import type { BusRole, EndpointPath } from "../protocol/subjects.ts";
 import type { Bus } from "../runtime/bus.ts";
+import { type DurableLog, durableNames } from "../runtime/durable-log.ts";
 import { findNatsServer } from "../runtime/find-nats-server.ts";
 import { createMemoryNetwork } from "../runtime/memory-bus.ts";
+import {
+  createMemoryDurableStore,
+  type MemoryDurableStore,
+} from "../runtime/memory-durable-log.ts";
 import { connectNatsBus } from "../runtime/nats-bus.ts";
 import { natsServers } from "../runtime/nats-bus-credentials.ts";
+import { createNatsDurableLog } from "../runtime/nats-durable-log.ts";
 import { startNatsServer } from "../runtime/nats-server.ts";
 import type { DemoOptions } from "./flags-demo.ts";
+
+type DemoPool = Pick<EndpointPath, "namespace" | "component">;
 
 export interface DemoBus {
   readonly kind: "nats" | "embedded";
   /** One line for people. */
   readonly description: string;
   readonly connect: (role: BusRole, name: string) => Promise<Bus>;
+  /** The durable log of an endpoint's workers. */
+  readonly durableLogOf: (endpoint: EndpointPath, role: BusRole) => DurableLog;
   close(): Promise<void>;
 }
 
@@ -28,15 +38,16 @@ const cacheDir = join(fileURLToPath(new URL("../..", import.meta.url)), ".cache"
  * that was asked for cannot be had.
  */
 export async function openDemoBus(
-  options: Pick<DemoOptions, "bus" | "nats" | "download">,
+  options: Pick<DemoOptions, "bus" | "nats" | "download" | "durableKvEvents">,
   say: (line: string) => void,
 ): Promise<DemoBus> {
   const clock = realClock;
-  const { bus, nats, download } = options;
+  const { bus, nats, download, durableKvEvents } = options;
   if (bus === "embedded") return embedded(clock, "in-process bus, as asked");
   if (nats !== null) {
     const probe = await connect(nats, "ob", "demo-probe");
     await probe.close();
+    if (durableKvEvents) await requireJetStream(nats);
     const servers = natsServers(nats).servers.join(", ");
     return onNats(nats, `nats-server at ${servers}`, async () => {});
   }
@@ -48,7 +59,7 @@ export async function openDemoBus(
       allowDownload: download,
     });
     if (binary !== undefined) {
-      const server = await startNatsServer({ binary, clock });
+      const server = await startNatsServer({ binary, clock, jetStream: durableKvEvents });
       return onNats(server.url, `private nats-server at ${server.url}`, () => server.stop());
     }
   } catch (thrown) {
@@ -64,6 +75,7 @@ function onNats(url: string, description: string, close: () => Promise<void>): D
     kind: "nats",
     description,
     connect: (role, name) => connect(url, role, name),
+    durableLogOf: (endpoint, role) => natsLog(url, endpoint, role),
     close,
   };
 }
@@ -73,12 +85,37 @@ function connect(url: string, role: BusRole, name: string): Promise<Bus> {
   return connectNatsBus({ ...natsServers(url), ...options, failFast: true });
 }
 
+function natsLog(url: string, { namespace, component }: DemoPool, role: BusRole): DurableLog {
+  const names = durableNames(namespace, component);
+  const process = { role, clock: realClock, random: osRandom };
+  return createNatsDurableLog({ ...natsServers(url), ...process, names });
+}
+
+/** Throws `config_invalid` when the server keeps no streams. */
+async function requireJetStream(url: string): Promise<void> {
+  const log = natsLog(url, { namespace: "tiergrid", component: "demo-probe" }, "ob");
+  try {
+    await log.state();
+  } catch (thrown) {
+    if (toTiergridError(thrown).code !== "not_found") throw thrown;
+  } finally {
+    await log.close();
+  }
+}
+
 function embedded(clock: Clock, description: string): DemoBus {
   const network = createMemoryNetwork({ clock, random: mulberry32(randomU32(osRandom)) });
+  const stores = new Map<string, MemoryDurableStore>();
   return {
     kind: "embedded",
     description,
     connect: (role) => Promise.resolve(network.connect({ role })),
+    durableLogOf({ namespace, component }) {
+      const { stream } = durableNames(namespace, component);
+      const store = stores.get(stream) ?? createMemoryDurableStore(clock);
+      stores.set(stream, store);
+      return store.connect();
+    },
     close: () => Promise.resolve(),
   };
 }

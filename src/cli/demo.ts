@@ -166,14 +166,15 @@ async function startDemoFleet(bus: DemoBus, options: DemoOptions): Promise<Fleet
     throw new TiergridError("config_invalid", `--log: not a filter: ${options.log.slice(0, 80)}`);
   }
   const sink = boundedSink(process.stderr, realClock, () => {});
-  const { routerPolicy } = options;
+  const { routerPolicy, durableKvEvents } = options;
   return startFleet({
     connect: bus.connect,
+    durableLogOf: durableKvEvents ? bus.durableLogOf : undefined,
     clock: realClock,
     random: osRandom,
     logs: createLogs({ filter, format: "text", clock: realClock, sink }),
     config: loaded.config,
-    kvRouter: defaultKvRouterConfig,
+    kvRouter: { ...defaultKvRouterConfig, durableKvEvents },
     workerPolicy: routerPolicy,
     enginesOf: (role) => enginesOf(role, options),
     model,

@@ -82,6 +82,13 @@ const fleetFlags = {
     group: "Fleet",
     help: "How the local routers choose a worker; blocks: lowest cost of overlap and load.",
   },
+  durableKvEvents: {
+    flag: "durable-kv-events",
+    type: "boolean",
+    default: false,
+    group: "Fleet",
+    help: "KV events through JetStream, or through memory on the in-process bus.",
+  },
   httpPort: {
     flag: "http-port",
     type: "integer",

@@ -203,9 +203,10 @@ async function next(store: Store, name: string, waitMs: number): Promise<Durable
     if (!store.up) throw new TiergridError("disconnected", "the durable store is down");
     const position = store.positions.get(name);
     if (!position) throw new TiergridError("not_found", `consumer ${name} is missing`);
-    const present = kept(store)
-      .filter(({ sequence }) => sequence >= position.next)
-      .slice(0, batchMessagesMax);
+    const messages = kept(store);
+    // Sequences follow each other: only the oldest are ever taken away.
+    const from = Math.max(0, position.next - (messages[0]?.sequence ?? 0));
+    const present = messages.slice(from, from + batchMessagesMax);
     const last = present.at(-1)?.sequence;
     if (last !== undefined) {
       position.next = last + 1;

@@ -11,6 +11,7 @@ import { type LocalRouter, startLocalRouter } from "../local-router/local-router
 import type { BlockHasher } from "../protocol/block-hashes.ts";
 import type { BusRole, EndpointPath } from "../protocol/subjects.ts";
 import type { Bus } from "../runtime/bus.ts";
+import type { DurableLog } from "../runtime/durable-log.ts";
 import { type EchoGate, startEchoGate } from "../runtime/echo-gate.ts";
 import type { CardRole } from "../runtime/instance-card.ts";
 import type { LogFactory } from "../runtime/log.ts";
@@ -33,6 +34,8 @@ export interface PoolOptions {
   readonly enginesOf: (role: CardRole, namespace: string) => readonly MockEngineConfig[];
   /** Replicas of each pool's router; 1 by default. */
   readonly routersPerPool?: number;
+  /** Durable mode: a log of an endpoint's workers, for one part. */
+  readonly durableLogOf?: ((endpoint: EndpointPath, role: BusRole) => DurableLog) | undefined;
   readonly model: string;
   readonly acceptTimeoutMs: number;
   /** Semantic version of this build. */
@@ -127,6 +130,7 @@ export async function startPool(options: PoolOptions, place: PoolPlace): Promise
     restartRouter: async (at) => {
       const killed = routers[at];
       if (!killed) return;
+      await killed.durableLog?.close();
       await closePart(killed.part);
       await killed.router.close();
       routers[at] = await startRouter();
@@ -147,10 +151,12 @@ export async function startPool(options: PoolOptions, place: PoolPlace): Promise
 export interface PoolRouter {
   readonly part: Part;
   readonly router: LocalRouter;
+  readonly durableLog: DurableLog | undefined;
 }
 
-async function closeRouter({ router, part }: PoolRouter): Promise<void> {
+async function closeRouter({ router, part, durableLog }: PoolRouter): Promise<void> {
   await router.close();
+  await durableLog?.close();
   await closePart(part);
 }
 
@@ -166,6 +172,7 @@ async function startPoolRouter(options: PoolOptions, place: RouterPlace): Promis
   const { endpoint, role, engines, blockHasher } = place;
   const { namespace } = endpoint;
   const part = await connectPart(options, "lo", namespace);
+  const durableLog = options.durableLogOf?.(endpoint, "lo");
   const router = startLocalRouter({
     ...part,
     clock,
@@ -176,6 +183,7 @@ async function startPoolRouter(options: PoolOptions, place: RouterPlace): Promis
     role,
     blockSize: engines[0]?.blockSize ?? 1,
     config: kvRouter,
+    durableLog,
     policy: workerPolicy,
     blockHasher,
     thresholds: {
@@ -187,7 +195,7 @@ async function startPoolRouter(options: PoolOptions, place: RouterPlace): Promis
     acceptTimeoutMs,
     version,
   });
-  return { part, router };
+  return { part, router, durableLog };
 }
 
 async function startPoolWorker(
@@ -199,6 +207,7 @@ async function startPoolWorker(
   const { clock, random, logs, model, version } = options;
   const { namespace } = endpoint;
   const part = await connectPart(options, "wk", `${namespace}-worker`);
+  const durableLog = options.durableLogOf?.(endpoint, "wk");
   const engine = new MockDriver({
     name: namespace,
     model,
@@ -216,6 +225,7 @@ async function startPoolWorker(
     engine,
     endpoint,
     blockHasher,
+    durableLog,
     version,
   });
   return {
@@ -224,11 +234,13 @@ async function startPoolWorker(
     worker,
     engine,
     kill: async () => {
+      await durableLog?.close();
       await closePart(part);
       await worker.close();
     },
     close: async () => {
       await worker.close();
+      await durableLog?.close();
       await closePart(part);
     },
   };

@@ -328,10 +328,18 @@ function warningsOf(config: KvRouterConfig, given: Settings): ConfigFault[] {
     "router_perf_model",
   ];
   const isLatency = config.routerCostMode === "latency";
-  const eventlessOnly = ["router_ttl_secs", "router_max_tree_size", "router_prune_target_ratio"];
+  const eventlessOnly = [
+    "router_ttl_secs",
+    "router_max_tree_size",
+    "router_prune_target_ratio",
+    "router_approximate_cache_policy",
+  ];
+  const queueOnly = ["router_queue_policy", queueDepthKey];
+  const queues = config.routerQueueThreshold !== null;
   return [
     ...(config.durableKvEvents ? [] : idle(durableOnly, "has no effect without durable_kv_events")),
     ...(isLatency ? [] : idle(latencyOnly, "has no effect without router_cost_mode latency")),
     ...(config.useKvEvents ? idle(eventlessOnly, "has no effect while use_kv_events is on") : []),
+    ...(queues ? [] : idle(queueOnly, "has no effect without router_queue_threshold")),
   ];
 }

@@ -161,6 +161,15 @@ it("warns of settings without effect beside the others", () => {
   expect(pointers).toEqual(["/router_reset_states", "/router_ttl_secs"]);
 });
 
+it("warns of queue settings without a queue", () => {
+  const warned = (settings: object) => {
+    const result = loadKvRouterConfig([settings]);
+    return result.ok ? result.warnings.map(({ pointer }) => pointer) : [];
+  };
+  expect(warned({ router_queue_policy: "wspt" })).toEqual(["/router_queue_policy"]);
+  expect(warned({ router_queue_policy: "wspt", router_queue_threshold: 1 })).toEqual([]);
+});
+
 it("turns a shared cache on with half its worth unless told", () => {
   const shared = { shared_cache_type: "hicache" };
   expect(loaded(shared).sharedCacheMultiplier).toBe(0.5);

@@ -297,6 +297,7 @@ function recover(peers: Peers, peer: Peer, cause: ResyncCause): void {
     if (recovery.asks++ >= asksMax) {
       // The next heartbeat that is ahead, or differs, begins anew.
       peer.recovery = undefined;
+      peer.doubts = doubtsMax - 1;
       peers.log.warn("a replica does not tell its bookings", { router_id: peer.routerId });
       return;
     }

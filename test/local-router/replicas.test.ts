@@ -3,15 +3,14 @@ import { expect, it } from "vitest";
 import { noBusyThresholds } from "../../src/core/worker-roster.ts";
 import { localRouterTable } from "../../src/local-router/local-metrics.ts";
 import { startLocalRouter } from "../../src/local-router/local-router.ts";
+import { askSubject } from "../../src/protocol/subjects.ts";
 import { startEchoGate } from "../../src/runtime/echo-gate.ts";
 import { silentLog } from "../../src/runtime/log.ts";
 import { createMetrics } from "../../src/runtime/metrics.ts";
 import { blockHasher, blockSize, configOf, promptOf, startPool } from "./pool-rig.ts";
 
-const config = configOf({ router_replica_sync: true });
-
 /** A pool's router, a second one beside it, and two workers, all acquainted. */
-async function twoRouters(seed: number) {
+async function twoRouters(seed: number, config = configOf({ router_replica_sync: true })) {
   const pool = startPool(seed, { config });
   const { clock, random, network } = pool;
   const bus = network.connect({ role: "lo" });
@@ -71,6 +70,27 @@ it("tells bookings of the route endpoint, and their ends", async () => {
   await settled(client.request(route_subject, end, { timeoutMs: 1000 }));
   await clock.runFor(5);
   expect([router.stats.bookings, other.stats.bookings]).toEqual([0, 0]);
+});
+
+it("wakes a request that waits because of the other router's prefill when that is done", async () => {
+  const config = configOf({ router_replica_sync: true, router_queue_threshold: 0.01 });
+  const { clock, other, send, client, settled } = await twoRouters(5, config);
+  const subject = askSubject("local", other.inst, "route");
+  const tell = (json: object): Promise<unknown> =>
+    client.request(subject, Buffer.from(JSON.stringify(json)), { timeoutMs: 1000 });
+  for (const id of ["1", "2"]) {
+    const routing = { backend_instance_id: id };
+    const asked = { method: "new", token_ids: [...promptOf(1, 40)], request_id: id, routing };
+    await settled(tell(asked));
+  }
+  await clock.runFor(5);
+  expect(other.holders().map(({ activeRequests }) => activeRequests)).toEqual([1, 1]);
+  const startMs = clock.nowMs();
+  clock.after(700, () => void tell({ method: "mark_prefill", request_id: "2" }));
+  const { receipt } = send(promptOf(2, 4));
+  expect(await receipt).toMatchObject({ type: "accepted", workerId: "2" });
+  const waitedMs = clock.nowMs() - startMs;
+  expect([waitedMs >= 700, waitedMs < 710]).toEqual([true, true]);
 });
 
 it("leaves nothing behind when a worker dies under requests of both", async () => {

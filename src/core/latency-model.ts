@@ -148,7 +148,7 @@ export class WorkerLatency {
     return theta[0]! + theta[1]! * (tokens / 1e3) + theta[2]! * (attention / 1e6);
   }
 
-  /** Time of one decode step of `sequences` > 0, ms, at least 1. */
+  /** Time of one decode step of `sequences` > 0, ms. */
   decodeMs(sequences: number, activeKvTokens: number): number {
     const { shape } = this;
     if (shape.decode.observations === 0) {
@@ -160,7 +160,7 @@ export class WorkerLatency {
     }
     const { theta } = this.decode;
     const usage = activeKvTokens / shape.limits.capacityTokens;
-    return Math.max(1, theta[0]! + theta[1]! * usage + theta[2]! * sequences);
+    return theta[0]! + theta[1]! * usage + theta[2]! * sequences;
   }
 
   observePeriod({ passes, tokens, attention, ms }: PrefillPeriod): void {

@@ -126,6 +126,29 @@ it("frees requests that were idle for longer than the stale time", () => {
   }
 });
 
+it("tells when prefill tokens leave a slot, by whatever way", () => {
+  const load = oneHolder();
+  let reliefs = 0;
+  load.onRelief = () => {
+    reliefs++;
+    // Whoever is told sees the load without them.
+    expect(load.prefillTokensAt(0)[0]).toBe(10 * (4 - reliefs));
+  };
+  for (const key of ["a", "b", "c", "d"]) load.add({ ...booking(key, 0, []), prefillTokens: 10 });
+  load.add(booking("no prefill", 0, []));
+  load.markPrefillCompleted("a", 1);
+  load.markPrefillCompleted("a", 1);
+  load.free("a", 2);
+  load.free("b", 2);
+  load.free("no prefill", 2);
+  expect(reliefs).toBe(2);
+  load.touch("c", 1);
+  load.expireStale(300_001);
+  expect(reliefs).toBe(3);
+  load.removeHolder(0);
+  expect(reliefs).toBe(4);
+});
+
 it("refuses an unknown holder and forgets the requests of a removed one", () => {
   const load = new WorkerLoad(mulberry32(2));
   load.addHolder(70);

@@ -11,6 +11,7 @@ import type { Bus } from "../src/runtime/bus.ts";
 import type { StreamSink } from "../src/runtime/owner-request.ts";
 import { createStreamOwner, type StreamOwner } from "../src/runtime/stream-owner.ts";
 import {
+  acceptTimeoutMs,
   type Counted,
   type Counter,
   closed,
@@ -28,7 +29,7 @@ const decoder = new TextDecoder();
 
 /** Runs the windows that the parent asks for. */
 export function client(bus: Bus): void {
-  const owner = createStreamOwner({ bus, clock: realClock, random: osRandom });
+  const owner = createStreamOwner({ bus, clock: realClock, random: osRandom, acceptTimeoutMs });
   const json = jsonClient(bus);
   const prompt = promptClient(bus);
   const clients: Readonly<Record<Go["mode"], Client>> = {

@@ -59,6 +59,9 @@ export function closed(counter: Counter): void {
   if (counter.open === 0) process.send?.({ type: "idle" });
 }
 
+/** Where all processes want more than the machine has, 300 ms would measure retries. */
+export const acceptTimeoutMs = 5_000;
+
 /** Step of the paced engine. */
 export const pacedStepMs = 20;
 

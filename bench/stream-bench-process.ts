@@ -32,7 +32,7 @@ import { connectNatsBus } from "../src/runtime/nats-bus.ts";
 import { NoticeOutbox } from "../src/runtime/notice-outbox.ts";
 import { createStreamSender, type SenderStream } from "../src/runtime/stream-sender.ts";
 import { client } from "./stream-bench-client.ts";
-import { kindOf, pacedStepMs, subjectOf } from "./stream-bench-go.ts";
+import { acceptTimeoutMs, kindOf, pacedStepMs, subjectOf } from "./stream-bench-go.ts";
 import { sink } from "./stream-bench-sse.ts";
 
 const encoder = new TextEncoder();
@@ -197,6 +197,7 @@ function dispatcher(bus: Bus, inst: string, next: string): void {
     clock: realClock,
     random: osRandom,
     gate: { open: true },
+    acceptTimeoutMs,
     inst,
     level: kindOf(inst) === "global" ? "global" : "local",
     policy: {

@@ -22,6 +22,8 @@ const cacheDir = join(root, ".cache", "nats-server");
 const outDir = join(root, ".cache", "bench");
 /** Names a directory to write a CPU profile of every process to. */
 const profileDir = process.env["BENCH_CPU_PROFILES"];
+/** Until the readers of events have started and asked. */
+const sseWarmupMs = 2_000;
 /** Mean answer of the Mooncake conversation trace. */
 const meanOutputTokens = 343;
 /** Clock ticks per second of /proc/<pid>/stat. */
@@ -91,7 +93,8 @@ async function rows(fleet: Fleet, quick: boolean): Promise<BenchRow[]> {
   const served = [];
   for (const outputTokens of [meanOutputTokens, 1000]) {
     const base = go("relay", "relay-a", outputTokens);
-    served.push(await compare(fleet, base, { ...base, mode: "sse", inst: "dispatcher-a" }, rounds));
+    const sse = { ...base, mode: "sse", inst: "dispatcher-a", warmupMs: sseWarmupMs } as const;
+    served.push(await compare(fleet, base, sse, rounds));
   }
   const counted = go("bundle", "dispatcher-a", meanOutputTokens);
   const mean = await compare(fleet, go("relay", "relay-a", meanOutputTokens), counted, rounds);

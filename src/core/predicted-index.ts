@@ -19,7 +19,7 @@ import { ForgetList, nowhere, pruneTarget } from "./forget-list.ts";
 import { setsFull } from "./holder-sets.ts";
 
 /** Slots above get no blocks. */
-export const predictedSlotsMax = 4096;
+export const predictedSlotsMax = 65_536;
 /** Blocks that one prompt prunes at least, if so many are to go: some milliseconds' work. */
 const pruneSlice = 2048;
 

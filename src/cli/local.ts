@@ -45,12 +45,14 @@ export async function run(given: Given<typeof localFlags>): Promise<number> {
     policy: options.routerPolicy,
     blockHasher: createBlockHasher(core),
     ...(core && { indexCore: wasmIndexCore(core) }),
+    indexLimits: { blocksMax: options.indexBlocksMax, holdersMax: options.indexRanksMax },
     thresholds: {
       activeDecodeBlocks: options.activeDecodeBlocksThreshold,
       activePrefillTokens: options.activePrefillTokensThreshold,
       activePrefillTokensFrac: options.activePrefillTokensThresholdFrac,
     },
     minInitialWorkers: options.minInitialWorkers,
+    decisionsKept: options.decisionsKept,
     acceptTimeoutMs: options.acceptTimeoutMs,
   });
   return serveUntilSignal(shell, options, metrics, {

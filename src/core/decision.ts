@@ -8,21 +8,20 @@
  * The scratch columns belong to the tables and are overwritten by each call.
  */
 import type { Random } from "../base/random.ts";
-import type { CostTerms } from "./cost-terms.ts";
+import {
+  type Decision,
+  type DecisionRecorder,
+  recordAll,
+  recordCheapest,
+} from "./decision-record.ts";
 import { type LatencyBook, latencyObserver } from "./latency-book.ts";
 import { type LatencyCostOptions, latencyCost } from "./latency-cost.ts";
 import type { CostInput, CostMode, CostWeights, OverlapColumns } from "./worker-cost.ts";
-import {
-  blocksCost,
-  effectiveOverlapOf,
-  potentialDecodeBlocksOf,
-  potentialPrefillTokensOf,
-} from "./worker-cost.ts";
+import { blocksCost, effectiveOverlapOf, potentialDecodeBlocksOf } from "./worker-cost.ts";
 import type { WorkerLoad } from "./worker-load.ts";
 import { pickLowest, pickRandom, pickSoftmax } from "./worker-pick.ts";
 import type {
   SelectionRefusal,
-  WhyNot,
   WorkerConstraints,
   WorkerProfile,
   WorkerRoster,
@@ -94,37 +93,6 @@ export interface RefusedChoice {
 
 export type Choice = ChosenWorker | RefusedChoice;
 
-/** What one holder looked like to the choice. */
-export interface DecisionCandidate {
-  readonly workerId: string;
-  readonly dpRank: number;
-  /** Null = eligible. */
-  readonly whyNot: WhyNot | null;
-  readonly overlapBlocks: number;
-  readonly cachedTokens: number;
-  readonly potentialPrefillTokens: number;
-  readonly potentialDecodeBlocks: number;
-  readonly activeRequests: number;
-  /** Null when not eligible, or when the choice ended before pricing. */
-  readonly terms: CostTerms | null;
-}
-
-/** The whole choice, for people and for `explain`. */
-export interface Decision {
-  readonly policy: WorkerPolicy;
-  readonly costMode: CostMode["name"];
-  /** Set when candidates were compared by their fit to it. */
-  readonly fitTargetMs: number | undefined;
-  readonly temperature: number;
-  readonly islTokens: number;
-  readonly requiredBlocks: number;
-  readonly candidates: readonly DecisionCandidate[];
-  readonly lowestCost: number | null;
-  /** Candidates that share the lowest cost. */
-  readonly tiedAtLowest: number;
-  readonly choice: Choice;
-}
-
 export interface ChoiceTables {
   readonly roster: WorkerRoster;
   readonly load: WorkerLoad;
@@ -175,20 +143,20 @@ export function latencyChoiceTables(
 }
 
 /**
- * Chooses a holder for the request and books it there; a refusal books nothing. `record` is called
- * with the full decision before the booking changes the load. Stale requests are the caller's to
+ * Chooses a holder for the request and books it there; a refusal books nothing. `record` takes
+ * the decision before the booking changes the load. Stale requests are the caller's to
  * expire first (`WorkerLoad.expireStale`).
  */
 export function chooseAndBook(
   tables: ChoiceTables,
   request: ChoiceRequest,
   random: Random,
-  record?: (decision: Decision) => void,
+  record?: DecisionRecorder,
 ): Choice {
   if (tables.load.has(request.key)) return { outcome: "refused", code: "duplicate_request" };
   const input = costInput(tables, request);
   const choice = choose(tables, request, input, random);
-  if (record) record(describe(tables, request, input, choice));
+  if (record) record.take(recordCheapest(tables, { request, input, choice }, record.candidatesMax));
   if (choice.outcome === "refused") return choice;
   if (request.settings.policy === "round-robin") tables.scratch.turns++;
   const { trackPrefillTokens } = request.settings;
@@ -212,7 +180,7 @@ export function chooseAndBook(
  */
 export function explain(tables: ChoiceTables, request: ChoiceRequest, random: Random): Decision {
   const input = costInput(tables, request);
-  return describe(tables, request, input, choose(tables, request, input, random));
+  return recordAll(tables, { request, input, choice: choose(tables, request, input, random) });
 }
 
 function choose(
@@ -316,56 +284,4 @@ function refusal(code: SelectionRefusal, constraints: WorkerConstraints): Refuse
   return workerId === undefined
     ? { outcome: "refused", code }
     : { outcome: "refused", code, workerId };
-}
-
-function describe(
-  tables: ChoiceTables,
-  request: ChoiceRequest,
-  input: CostInput,
-  choice: Choice,
-): Decision {
-  const { roster, scratch } = tables;
-  const count = choice.outcome === "chosen" ? choice.candidateCount : 0;
-  const terms = tables.costMode.terms(input, scratch.candidates, count);
-  const candidates: DecisionCandidate[] = [];
-  let priced = 0;
-  for (let at = 0; at < roster.count; at++) {
-    const slot = roster.order[at]!;
-    // Candidates keep the order of the roster.
-    const own = priced < count && scratch.candidates[priced] === slot ? terms[priced++] : undefined;
-    const whyNot = own ? null : (roster.whyNot(slot, request.constraints, input.load) ?? null);
-    candidates.push(describeSlot(tables, input, slot, { whyNot, terms: own ?? null }));
-  }
-  const costs = terms.map(({ cost }) => cost).filter(Number.isFinite);
-  const lowestCost = costs.length > 0 ? costs.reduce((low, cost) => Math.min(low, cost)) : null;
-  return {
-    policy: request.settings.policy,
-    costMode: tables.costMode.name,
-    fitTargetMs: request.fitTargetMs,
-    temperature: request.settings.temperature,
-    islTokens: request.islTokens,
-    requiredBlocks: Math.ceil(request.islTokens / input.blockSize),
-    candidates,
-    lowestCost,
-    tiedAtLowest: costs.filter((cost) => cost === lowestCost).length,
-    choice,
-  };
-}
-
-function describeSlot(
-  { roster, costMode }: ChoiceTables,
-  input: CostInput,
-  slot: number,
-  verdict: Pick<DecisionCandidate, "whyNot" | "terms">,
-): DecisionCandidate {
-  return {
-    workerId: roster.workerAt(slot)!.workerId,
-    dpRank: roster.dpRankAt(slot),
-    overlapBlocks: Math.floor(effectiveOverlapOf(input, slot) + 0.5),
-    cachedTokens: costMode.cachedTokens(input, slot),
-    potentialPrefillTokens: potentialPrefillTokensOf(input, slot),
-    potentialDecodeBlocks: potentialDecodeBlocksOf(input, slot),
-    activeRequests: input.load.activeRequests[slot]!,
-    ...verdict,
-  };
 }

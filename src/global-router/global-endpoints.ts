@@ -138,11 +138,22 @@ export function explainMessage(context: ExplainContext, message: BusMessage): Pr
   );
 }
 
-/** A live decision as it was and what came of it; throws `not_found` when it is not kept. */
-export function explainKept({ ring, model }: ExplainContext, id: string): object {
+/**
+ * A live decision as it was and what came of it, with the choice of the local router that took it
+ * if that is still kept; throws `not_found` when this router does not keep it.
+ */
+export async function explainKept(context: ExplainContext, id: string): Promise<object> {
+  const { ring, model, bus } = context;
   const decision = ring.get(id);
-  if (decision) return { ...explainDecision(decision, model, false), local: null };
-  throw new TiergridError("not_found", `decision ${id.slice(0, 64)} is not kept here`);
+  if (!decision) {
+    throw new TiergridError("not_found", `decision ${id.slice(0, 64)} is not kept here`);
+  }
+  const explained = explainDecision(decision, model, false);
+  const taken = decision.attempts.findLast(({ outcome }) => outcome === "accepted");
+  if (!taken) return { ...explained, local: null };
+  const question = encodeJson({ rid: decision.rid });
+  const subject = askSubject("local", taken.router, "explain");
+  return { ...explained, ...(await askLocal(bus, subject, question)) };
 }
 
 /** Counts an explanation by how it ended. */
@@ -185,9 +196,16 @@ async function askPool(
 ): Promise<{ local: unknown; local_error?: string }> {
   if (!namespace) return { local: null };
   const path = { namespace, component: localComponent, endpoint: "explain" };
+  return askLocal(bus, endpointSubject(path), encodeDispatch(dispatch));
+}
+
+async function askLocal(
+  bus: Bus,
+  subject: string,
+  question: Uint8Array,
+): Promise<{ local: unknown; local_error?: string }> {
   try {
-    const options = { timeoutMs: localExplainTimeoutMs };
-    const reply = await bus.request(endpointSubject(path), encodeDispatch(dispatch), options);
+    const reply = await bus.request(subject, question, { timeoutMs: localExplainTimeoutMs });
     const local: unknown = JSON.parse(new TextDecoder().decode(reply.payload));
     const { error } = local as { error?: { code?: unknown } };
     return error ? { local: null, local_error: String(error.code) } : { local };

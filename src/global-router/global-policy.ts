@@ -159,7 +159,10 @@ function send(context: PolicyContext, entry: Entry, step: PoolStep, inst: string
   const reason = reasonOf(decision, step.via);
   const { pool: index, via } = step;
   const startedMs = clock.nowMs();
-  const record: AttemptRecord = { pool: index, via, startedMs, outcome: null, tookMs: null };
+  const record: AttemptRecord = {
+    ...{ pool: index, via, router: inst, startedMs },
+    ...{ outcome: null, tookMs: null },
+  };
   decision.attempts.push(record);
   decision.result = { pool: index, reason };
   health.began(pool, inst);

@@ -236,7 +236,7 @@ function serveEndpoints(parts: Parts): Endpoints {
   return {
     dispatcher,
     explain: (dispatch) => counted(context, () => explainRequest(context, dispatch)),
-    explainKept: (id) => counted(context, async () => explainKept(context, id)),
+    explainKept: (id) => counted(context, () => explainKept(context, id)),
     withdraw,
     close: () => {
       withdraw();

@@ -26,6 +26,8 @@ export type DecisionReason = "grid" | "override" | "spill" | "retry";
 export interface AttemptRecord {
   readonly pool: number;
   readonly via: AttemptVia;
+  /** Instance of the local router that was asked. */
+  readonly router: string;
   readonly startedMs: number;
   /** Null while the attempt is open. */
   outcome: "accepted" | "cancelled" | ErrorCode | null;
@@ -189,9 +191,10 @@ export function explainDecision(decision: PoolDecision, model: string, dryRun: b
       retry_order: [plan.selected, ...plan.retryPools],
       spill_order: plan.spillPools,
       hops_allowed: plan.hopsMax,
-      attempts: decision.attempts.map(({ pool, via, outcome, tookMs }) => ({
+      attempts: decision.attempts.map(({ pool, via, router, outcome, tookMs }) => ({
         pool,
         via,
+        router,
         outcome,
         ms: tookMs,
       })),

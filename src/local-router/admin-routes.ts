@@ -11,16 +11,21 @@
 import { Hono } from "hono";
 import { bodyLimit } from "hono/body-limit";
 import { type ErrorCode, errorTable, TiergridError, toTiergridError } from "../base/errors.ts";
-import { busyThresholdsJson, type ThresholdUpdate } from "../config/busy-thresholds.ts";
+import {
+  busyThresholdsJson,
+  type ThresholdUpdate,
+  updateBusyThresholds,
+} from "../config/busy-thresholds.ts";
 import { formatFault } from "../config/config-fault.ts";
 import type { Choice } from "../core/decision.ts";
-import type { BusyThresholds } from "../core/worker-roster.ts";
+import type { BusyThresholds, WorkerRoster } from "../core/worker-roster.ts";
 import { decodeHashQuestion } from "../protocol/hash-frame.ts";
 import { isObject, shown } from "../protocol/request-body.ts";
 import { askSubject } from "../protocol/subjects.ts";
 import type { Bus, Subscription } from "../runtime/bus.ts";
-import type { Prompt } from "./route-query.ts";
-import { refusalError } from "./worker-choice.ts";
+import { type PoolRules, type Prompt, readRouteQuery } from "./route-query.ts";
+import { nothingExcluded, refusalError, type WorkerChoice } from "./worker-choice.ts";
+import type { WorkerDirectory } from "./worker-directory.ts";
 
 const bodyBytesMax = 16 * 1024 * 1024;
 
@@ -33,6 +38,33 @@ export interface Administered {
   /** The choice `generate` would make, without booking; throws `not_ready`. */
   bestWorker(prompt: Prompt): Choice;
   readonly blockSize: number;
+}
+
+export interface AdministeredParts {
+  readonly roster: WorkerRoster;
+  readonly directory: Pick<WorkerDirectory, "workers">;
+  readonly choice: WorkerChoice;
+  readonly serving: () => boolean;
+}
+
+export function administer(rules: PoolRules, parts: AdministeredParts): Administered {
+  const { roster, directory, choice, serving } = parts;
+  const { role, blockSize } = rules;
+  return {
+    blockSize,
+    models: () => new Set([...directory.workers.values()].map(({ card }) => card.model)),
+    thresholds: () => roster.thresholds,
+    updateThresholds(body) {
+      const update = updateBusyThresholds(roster.thresholds, body);
+      if (update.ok) roster.setThresholds(update.thresholds);
+      return update;
+    },
+    bestWorker(prompt) {
+      if (!serving()) throw new TiergridError("not_ready", "Router not initialized");
+      const query = readRouteQuery(rules, { phase: role, body: {}, prompt });
+      return choice.ask(query, nothingExcluded).choice;
+    },
+  };
 }
 
 export function adminRoutes(router: Administered): Hono {

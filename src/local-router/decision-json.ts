@@ -1,6 +1,7 @@
 /** A worker choice as people and the global router read it: snake_case, ids as decimal strings. */
 import type { CostTerms } from "../core/cost-terms.ts";
-import type { Choice, Decision, DecisionCandidate } from "../core/decision.ts";
+import type { Choice } from "../core/decision.ts";
+import type { Decision, DecisionCandidate } from "../core/decision-record.ts";
 import { softmaxWeights } from "../core/worker-pick.ts";
 
 /** The second tier's part of an explanation. */
@@ -17,6 +18,7 @@ export function decisionJson(decision: Decision): Record<string, unknown> {
       ...candidateJson(candidate),
       ...(chances ? { probability: chances[at] } : {}),
     })),
+    ...(decision.leftOut > 0 ? { left_out: decision.leftOut } : {}),
     lowest_cost: decision.lowestCost,
     tie_break: { tied: decision.tiedAtLowest, seed: "random" },
     ...choiceJson(decision.choice),

@@ -5,7 +5,8 @@
 import { TiergridError } from "../base/errors.ts";
 import { latenessMs } from "../core/best-fit.ts";
 import type { LatencyTerms } from "../core/cost-terms.ts";
-import type { ChosenWorker, Decision } from "../core/decision.ts";
+import type { ChosenWorker } from "../core/decision.ts";
+import type { Decision } from "../core/decision-record.ts";
 import type { LatencyRole } from "../core/latency-book.ts";
 import type { LatencyCostOptions } from "../core/latency-cost.ts";
 import { isObject, shown } from "../protocol/request-body.ts";

@@ -5,13 +5,13 @@
  */
 import type { Clock } from "../base/clock.ts";
 import { TiergridError, toTiergridError } from "../base/errors.ts";
-import type { Decision } from "../core/decision.ts";
 import type { LatencyCostOptions } from "../core/latency-cost.ts";
 import type { WorkerRoster } from "../core/worker-roster.ts";
 import { askSubject, endpointQueue, endpointSubject } from "../protocol/subjects.ts";
 import type { Bus, BusMessage, Subscription } from "../runtime/bus.ts";
 import { type MicroService, serviceErrorHeaders } from "../runtime/micro-service.ts";
 import { decisionJson } from "./decision-json.ts";
+import type { DecisionRing } from "./decision-ring.ts";
 import { quotedQuery, quoteJson, readQuoteRequest } from "./latency-quote.ts";
 import { answerRoute, type RouteOptions } from "./route-endpoint.ts";
 import type { PoolRules } from "./route-query.ts";
@@ -34,6 +34,8 @@ export interface QuestionOptions extends RouteOptions {
   /** Words for where the overlaps come from. */
   readonly indexMode: "events" | "approximate" | "off";
   readonly serving: () => boolean;
+  /** Absent when none are kept. */
+  readonly decisions: DecisionRing | undefined;
 }
 
 type Answerer = (options: QuestionOptions, question: Question) => unknown;
@@ -61,8 +63,9 @@ export function serveQuestions(options: QuestionOptions): Subscription[] {
       bus.publish(reply, payload, error ? { headers: serviceErrorHeaders(error) } : {});
     };
     const subscription = bus.subscribe(subject, onMessage, endpointQueue);
-    if (answerer !== routeCall) return [subscription];
-    return [subscription, bus.subscribe(askSubject("local", options.inst, "route"), onMessage)];
+    if (endpoint !== "route" && endpoint !== "explain") return [subscription];
+    // Bookings and kept decisions are in one router's books only.
+    return [subscription, bus.subscribe(askSubject("local", options.inst, endpoint), onMessage)];
   });
 }
 
@@ -135,9 +138,26 @@ function routeCall(options: QuestionOptions, { body, query }: Question): unknown
   return answerRoute(options, body, query);
 }
 
-function explainRouting(options: QuestionOptions, { query, excluded }: Question): unknown {
-  const { inst, namespace, rules, indexMode } = options;
-  const decision: Decision = options.choice.ask(query(), excluded);
+/** A request: the choice it would get. `{decision_id}` or `{rid}`: one that was made. */
+function explainRouting(options: QuestionOptions, question: Question): unknown {
+  const { decision_id: id, rid } = question.body as { decision_id?: unknown; rid?: unknown };
+  const name = id ?? rid;
+  if (name !== undefined) return explainKept(options, String(name));
+  const decision = options.choice.ask(question.query(), question.excluded);
+  return { ...placeOf(options), dry_run: true, ...decisionJson(decision) };
+}
+
+function explainKept(options: QuestionOptions, name: string): object {
+  const kept = options.decisions?.get(name);
+  if (kept) {
+    const at = new Date(kept.atWallMs).toISOString();
+    const ids = { decision_id: kept.id, rid: kept.rid, at };
+    return { ...placeOf(options), ...ids, dry_run: false, ...decisionJson(kept.decision) };
+  }
+  throw new TiergridError("not_found", `decision ${name.slice(0, 64)} is not kept here`);
+}
+
+function placeOf({ inst, namespace, rules, indexMode }: QuestionOptions): object {
   return {
     schema: "tiergrid.explain.local/1",
     router_id: inst,
@@ -145,6 +165,5 @@ function explainRouting(options: QuestionOptions, { query, excluded }: Question)
     role: rules.role,
     block_size: rules.blockSize,
     index: { mode: indexMode },
-    ...decisionJson(decision),
   };
 }

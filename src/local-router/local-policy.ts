@@ -132,7 +132,7 @@ function plan(policy: Policy, entry: Entry): Plan {
   if (verdict.type === "wait") return verdict;
   if (verdict.type === "refuse") return refuse(policy, verdict.error);
   const key = `${policy.inst}-${++policy.decisions}`;
-  const choice = policy.choice.choose(query, key, { avoid: envelope.avoid, tried });
+  const choice = policy.choice.choose(query, key, { avoid: envelope.avoid, tried }, entry.rid);
   if (choice.outcome === "refused") {
     // That nobody else is left says less than why the last worker did not take it.
     const error = choice.code === "no_endpoints" ? lastError : undefined;

@@ -11,14 +11,12 @@
  * This file only wires; each part says what it does.
  */
 import { type Clock, every } from "../base/clock.ts";
-import { TiergridError } from "../base/errors.ts";
 import { mulberry32, type Random, randomId, randomU32 } from "../base/random.ts";
-import { updateBusyThresholds } from "../config/busy-thresholds.ts";
 import { subscribesToKvEvents } from "../config/kv-router-config.ts";
 import type { QueueOrder } from "../core/admission-queue.ts";
 import { createKvIndex } from "../core/create-kv-index.ts";
 import { choiceTables, latencyChoiceTables } from "../core/decision.ts";
-import type { IndexMode, IndexStats, KvIndexCore } from "../core/kv-index.ts";
+import type { IndexMode, IndexStats, KvIndexCore, KvIndexOptions } from "../core/kv-index.ts";
 import { defaultLoadLimits, WorkerLoad } from "../core/worker-load.ts";
 import { type BusyThresholds, WorkerRoster } from "../core/worker-roster.ts";
 import type { EndpointPath } from "../protocol/subjects.ts";
@@ -27,8 +25,9 @@ import type { DispatcherTotals } from "../runtime/dispatch-policy.ts";
 import { Dispatcher } from "../runtime/dispatcher.ts";
 import type { EchoGate } from "../runtime/echo-gate.ts";
 import type { Log } from "../runtime/log.ts";
-import { type Administered, serveThresholds } from "./admin-routes.ts";
+import { type Administered, administer, serveThresholds } from "./admin-routes.ts";
 import { startAdmission } from "./admission.ts";
+import { DecisionRing, decisionsKeptDefault } from "./decision-ring.ts";
 import { startDigestCheck } from "./digest-check.ts";
 import {
   type DurableModeOptions,
@@ -59,9 +58,9 @@ import {
   startReplicaSync,
 } from "./replica-sync.ts";
 import type { CallerBookings } from "./route-endpoint.ts";
-import { type PoolRules, readRouteQuery } from "./route-query.ts";
+import type { PoolRules } from "./route-query.ts";
 import { type SilenceCheck, startSilenceCheck } from "./silence-check.ts";
-import { createWorkerChoice, nothingExcluded, type WorkerChoice } from "./worker-choice.ts";
+import { createWorkerChoice, type WorkerChoice } from "./worker-choice.ts";
 import { type OverlapTables, type WorkerDirectory, watchWorkers } from "./worker-directory.ts";
 
 export interface LocalRouterOptions extends PoolRules, Pick<DurableModeOptions, "durableLog"> {
@@ -83,6 +82,9 @@ export interface LocalRouterOptions extends PoolRules, Pick<DurableModeOptions, 
   readonly indexMode?: IndexMode;
   /** Absent = the index in TypeScript. */
   readonly indexCore?: KvIndexCore;
+  readonly indexLimits?: Pick<KvIndexOptions, "blocksMax" | "holdersMax">;
+  /** Decisions that can be asked for later; absent = `decisionsKeptDefault`, 0 = none. */
+  readonly decisionsKept?: number;
   /** Absent = the config's policy. */
   readonly queueOrder?: QueueOrder;
 }
@@ -151,7 +153,9 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
     ? startReplicaSync({ ...options, inst, load, directory })
     : undefined;
   const bookings: BookingListener = sync ?? nobodyListens;
-  const choice = choiceOf(options, tables, series, bookings);
+  const { decisionsKept = decisionsKeptDefault } = options;
+  const decisions = decisionsKept > 0 ? new DecisionRing(decisionsKept) : undefined;
+  const choice = choiceOf(options, tables, series, { bookings, decisions });
   const admission = startAdmission({ ...options, rules: options, choice, load, directory });
   const serving = servingLatch(options, directory);
   const perWorker = workerSeries(metrics, options.role);
@@ -166,7 +170,7 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
   });
   const dispatcher = new Dispatcher({ ...options, inst, level: "local", policy });
   const presence = startPresence({
-    ...{ ...options, inst, roster, choice, directory, serving, dispatcher },
+    ...{ ...options, inst, roster, choice, directory, serving, dispatcher, decisions },
     latency: latency?.cost,
     followsEvents: overlap !== undefined,
     predicts: prediction !== undefined,
@@ -185,7 +189,7 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
     changed: presence.beat,
     refused: (reason) => metrics.counter("tiergrid_workers_refused_total", { reason }).add(),
   });
-  const admin = administrationOf(options, tables, { choice, serving });
+  const admin = administer(options, { roster, directory, choice, serving });
   const thresholds = serveThresholds(options.bus, inst, admin);
   const { entries, totals } = dispatcher;
   const openRequests = (): number => entries.size;
@@ -265,7 +269,7 @@ function createTables(options: LocalRouterOptions): Tables {
   if (subscribesToKvEvents(config)) {
     const index = createKvIndex({
       mode: indexMode,
-      ...{ random, core: options.indexCore, chain: blockHasher.chain },
+      ...{ random, core: options.indexCore, chain: blockHasher.chain, ...options.indexLimits },
     });
     const query = createRecoveryQuery(bus, clock);
     const events = createEventIntake({ index, clock, query });
@@ -287,29 +291,6 @@ function createTables(options: LocalRouterOptions): Tables {
   return { roster, load, latency, overlap, held, prediction, directory, silence };
 }
 
-function administrationOf(
-  options: LocalRouterOptions,
-  { roster, directory }: Tables,
-  { choice, serving }: { readonly choice: WorkerChoice; readonly serving: () => boolean },
-): Administered {
-  const { role, blockSize } = options;
-  return {
-    blockSize,
-    models: () => new Set([...directory.workers.values()].map(({ card }) => card.model)),
-    thresholds: () => roster.thresholds,
-    updateThresholds(body) {
-      const update = updateBusyThresholds(roster.thresholds, body);
-      if (update.ok) roster.setThresholds(update.thresholds);
-      return update;
-    },
-    bestWorker(prompt) {
-      if (!serving()) throw new TiergridError("not_ready", "Router not initialized");
-      const query = readRouteQuery(options, { phase: role, body: {}, prompt });
-      return choice.ask(query, nothingExcluded).choice;
-    },
-  };
-}
-
 function closeTables({ directory, overlap, prediction, silence }: Tables): void {
   directory.close();
   prediction?.close();
@@ -318,11 +299,17 @@ function closeTables({ directory, overlap, prediction, silence }: Tables): void 
   overlap?.intake.close();
 }
 
+/** Who is told of choices. */
+interface ChoiceListeners {
+  readonly bookings: BookingListener;
+  readonly decisions: DecisionRing | undefined;
+}
+
 function choiceOf(
   { clock, random }: LocalRouterOptions,
   { roster, load, latency, directory, overlap, prediction }: Tables,
   series: LocalSeries,
-  bookings: BookingListener,
+  { bookings, decisions }: ChoiceListeners,
 ): WorkerChoice {
   const context = {
     clock,
@@ -332,6 +319,7 @@ function choiceOf(
     index: overlap?.index,
     predicted: prediction?.index,
     onBooked: bookings.added,
+    decisions,
     onTimes(matchMs: number, totalMs: number): void {
       series.matchMs.observe(matchMs);
       series.schedulingMs.observe(totalMs - matchMs);

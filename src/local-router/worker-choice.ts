@@ -2,6 +2,7 @@
  * One choice of a worker with everything around the pure decision: the index's match, the workers
  * that are held out, the times of each step. Asking and choosing share all of it but the booking.
  */
+import type { Clock } from "../base/clock.ts";
 import { TiergridError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
 import { bestCachedTokens, type Room, roomFor } from "../core/admission-gate.ts";
@@ -11,11 +12,12 @@ import {
   type ChoiceTables,
   type ChosenWorker,
   chooseAndBook,
-  type Decision,
   explain,
   type RefusedChoice,
 } from "../core/decision.ts";
+import type { Decision, DecisionRecorder } from "../core/decision-record.ts";
 import type { SelectionRefusal, WorkerConstraints } from "../core/worker-roster.ts";
+import type { DecisionRing, KeptDecision } from "./decision-ring.ts";
 import { createOverlapMatch, type OverlapMatch, type OverlapSources } from "./overlap-match.ts";
 import type { RouteQuery } from "./route-query.ts";
 import type { WorkerDirectory } from "./worker-directory.ts";
@@ -26,6 +28,8 @@ export interface ChoiceContext extends OverlapSources {
   readonly directory: WorkerDirectory;
   /** Told of every booking that `choose` makes. */
   readonly onBooked: (key: string, worker: ChosenWorker) => void;
+  /** Where decisions are kept; absent = nowhere. */
+  readonly decisions: DecisionRing | undefined;
   /** Told how long a choice's match, and all of it, took. */
   readonly onTimes: (matchMs: number, totalMs: number) => void;
 }
@@ -41,8 +45,8 @@ export interface Excluded {
 export const nothingExcluded: Excluded = { avoid: [], tried: [] };
 
 export interface WorkerChoice {
-  /** Chooses and books under `key`. */
-  choose(query: RouteQuery, key: string, excluded: Excluded): Choice;
+  /** Chooses and books under `key`; the decision is kept under it, and under `rid`. */
+  choose(query: RouteQuery, key: string, excluded: Excluded, rid?: string): Choice;
   /** The decision `choose` would take, without booking; ties are drawn elsewhere. */
   ask(query: RouteQuery, excluded: Excluded): Decision;
   /** Cached blocks of the prompt per holder slot. */
@@ -54,7 +58,7 @@ export interface WorkerChoice {
 }
 
 export function createWorkerChoice(context: ChoiceContext, askRandom: Random): WorkerChoice {
-  const { clock, tables, random, predicted, onTimes } = context;
+  const { clock, tables, random, predicted, onTimes, decisions } = context;
   const match = createOverlapMatch(context);
   const requestOf = (query: RouteQuery, key: string): ChoiceRequest => ({
     key,
@@ -72,12 +76,13 @@ export function createWorkerChoice(context: ChoiceContext, askRandom: Random): W
   });
   return {
     match,
-    choose(query, key, excluded) {
+    choose(query, key, excluded, rid = key) {
       const startMs = clock.nowMs();
       const request = requestOf(query, key);
       const matchedMs = clock.nowMs();
+      const recorder = decisions && recorderOf(decisions, clock, { id: key, rid });
       const choose = (constraints: WorkerConstraints): Choice =>
-        chooseAndBook(tables, { ...request, constraints }, random);
+        chooseAndBook(tables, { ...request, constraints }, random, recorder);
       const choice = sparing(context, query.constraints, excluded, { choose, isNobody });
       onTimes(matchedMs - startMs, clock.nowMs() - startMs);
       if (choice.outcome === "chosen") {
@@ -110,6 +115,20 @@ export function createWorkerChoice(context: ChoiceContext, askRandom: Random): W
       const overlap = match(query);
       return bestCachedTokens(tables, { ...settings, constraints, nowMs: clock.nowMs(), overlap });
     },
+  };
+}
+
+/** Candidates that a kept decision shows. */
+const candidatesKept = 8;
+
+function recorderOf(
+  ring: DecisionRing,
+  clock: Clock,
+  names: Pick<KeptDecision, "id" | "rid">,
+): DecisionRecorder {
+  return {
+    candidatesMax: candidatesKept,
+    take: (decision) => ring.add({ ...names, atWallMs: clock.wallMs(), decision }),
   };
 }
 

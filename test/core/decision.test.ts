@@ -6,9 +6,9 @@ import type {
   ChoiceSettings,
   ChoiceTables,
   ChosenWorker,
-  Decision,
 } from "../../src/core/decision.ts";
 import { choiceTables, chooseAndBook, explain } from "../../src/core/decision.ts";
+import type { Decision } from "../../src/core/decision-record.ts";
 import { WorkerLoad } from "../../src/core/worker-load.ts";
 import { WorkerRoster } from "../../src/core/worker-roster.ts";
 
@@ -216,11 +216,12 @@ it("explains exactly the decision it would book, and changes nothing by asking",
       const explained = explain(tables, next, mulberry32(seed + at));
       expect([...tables.load.activeBlocks, ...tables.load.prefillTokens]).toEqual(before);
       let recorded: Decision | undefined;
-      const record = (decision: Decision): void => {
+      const take = (decision: Decision): void => {
         recorded = decision;
       };
+      const record = { candidatesMax: 3, take };
       const choice = chooseAndBook(tables, next, mulberry32(seed + at), record);
-      expect(recorded).toEqual(explained);
+      expectCheapest(recorded!, explained);
       expect(choice).toEqual(explained.choice);
       if (choice.outcome === "chosen") {
         const taken = explained.candidates.find(
@@ -234,3 +235,26 @@ it("explains exactly the decision it would book, and changes nothing by asking",
   });
   fc.assert(property, { numRuns: 200 });
 });
+
+/** A live record is the explanation, cut to its cheapest candidates and the chosen one. */
+function expectCheapest(recorded: Decision, explained: Decision): void {
+  const { candidates, leftOut, ...rest } = recorded;
+  const { candidates: all, leftOut: none, ...whole } = explained;
+  expect(rest).toEqual(whole);
+  expect([none, candidates.length + leftOut]).toEqual([0, all.length]);
+  const { choice } = explained;
+  if (choice.outcome === "refused") {
+    expect(candidates).toEqual([]);
+    return;
+  }
+  expect(candidates).toHaveLength(Math.min(3, choice.candidateCount));
+  for (const candidate of candidates) expect(all).toContainEqual(candidate);
+  const costOf = (candidate: Decision["candidates"][number]): number => candidate.terms!.cost;
+  const isChosen = ({ workerId, dpRank }: Decision["candidates"][number]): boolean =>
+    workerId === choice.workerId && dpRank === choice.dpRank;
+  expect(candidates.filter(isChosen)).toHaveLength(1);
+  const eligible = all.filter(({ terms }) => terms !== null).map(costOf);
+  const cheapest = eligible.sort((a, b) => a - b).slice(0, candidates.length);
+  // The chosen candidate may stand in for the last of the cheapest.
+  expect(candidates.map(costOf).slice(0, -1)).toEqual(cheapest.slice(0, -1));
+}

@@ -96,7 +96,11 @@ it("names the decisions of a served request, and tells them by id", async () => 
   const { admin } = it.fleet.frontend.http;
   for (const id of ids) {
     const response = await settled(it, Promise.resolve(admin.request(`/explain/${id}`)));
-    expect(await response.json()).toMatchObject({ decision_id: id, dry_run: false });
+    expect(await response.json()).toMatchObject({
+      decision_id: id,
+      dry_run: false,
+      local: { dry_run: false, chosen: { dp_rank: 0 }, candidates: [{}, {}] },
+    });
   }
   const unknown = await settled(it, Promise.resolve(admin.request("/explain/nothing")));
   expect(unknown.status).toBe(404);

@@ -247,7 +247,7 @@ function apply(peers: Peers, peer: Peer, events: readonly SequenceEvent[]): void
   for (const event of events) {
     switch (event.type) {
       case "add":
-        add(peers, peer, event.booking);
+        if (peer.book.add(event.booking)) count(peers, peer, event.booking);
         break;
       case "first_token":
         firstToken(peers, peer, event.request);
@@ -257,12 +257,6 @@ function apply(peers: Peers, peer: Peer, events: readonly SequenceEvent[]): void
         break;
     }
   }
-}
-
-function add(peers: Peers, peer: Peer, booking: SequenceBooking): void {
-  // The hashes are a view of the whole message; a copy lets go of it.
-  const own = { ...booking, sequence: booking.sequence.slice() };
-  if (peer.book.add(own)) count(peers, peer, own);
 }
 
 /** Counts a booking as load, if its worker is known and it does not count yet. */

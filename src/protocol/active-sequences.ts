@@ -180,7 +180,7 @@ function readHeartbeat(bytes: Uint8Array): SequenceHeartbeat {
   };
 }
 
-/** Bytes from the bus lie at any offset: they are copied once, the hashes are views of that copy. */
+/** Bytes from the bus lie at any offset, so they are copied to be read as words. */
 function readFrame(bytes: Uint8Array): SequenceFrame {
   if (bytes.length < 4 * headWords || bytes.length % 4 !== 0) {
     throw bad(`expected a multiple of 4 from ${4 * headWords} bytes, got ${bytes.length}`);
@@ -188,6 +188,7 @@ function readFrame(bytes: Uint8Array): SequenceFrame {
   const words = new Uint32Array(bytes.length / 4);
   new Uint8Array(words.buffer).set(bytes);
   const floats = new Float64Array(words.buffer, 0, headWords / 2);
+  const body = { words, singles: new Float32Array(words.buffer) };
   const word = (at: number): number => words[at] ?? 0;
   const type = kinds.find((kind) => headOf(kind) === word(0));
   if (type === undefined) throw bad(`unknown head ${word(0).toString(16)}`);
@@ -199,7 +200,7 @@ function readFrame(bytes: Uint8Array): SequenceFrame {
   const events: SequenceEvent[] = [];
   let at = headWords;
   for (let left = count; left > 0; left--) {
-    const event = readEvent(words, at);
+    const event = readEvent(body, at);
     events.push(event);
     at += wordsOf(event);
   }
@@ -234,29 +235,38 @@ function writeEvent(out: Uint32Array, at: number, event: SequenceEvent): number 
   return at + addWords + sequence.length;
 }
 
-function readEvent(words: Uint32Array, at: number): SequenceEvent {
-  const word = (offset: number): number => words[at + offset] ?? 0;
-  const type = eventTypes[word(0)];
-  if (type === undefined) throw bad(`unknown event ${word(0)}`);
-  if (at + (type === "add" ? addWords : eventWords) > words.length)
-    throw bad("an event is cut off");
+/** A frame's memory, as integers and as floats. */
+interface FrameBody {
+  readonly words: Uint32Array;
+  readonly singles: Float32Array;
+}
+
+function readEvent({ words, singles }: FrameBody, at: number): SequenceEvent {
+  const type = eventTypes[wordAt(words, at)];
+  if (type === undefined) throw bad(`unknown event ${wordAt(words, at)}`);
+  const start = at + (type === "add" ? addWords : eventWords);
+  if (start > words.length) throw bad("an event is cut off");
   const request = integerAt(words, at + 1);
   if (type !== "add") return { type, request };
-  const start = at + addWords;
-  const end = start + 2 * word(6);
-  if (end > words.length) throw bad(`${word(6)} blocks do not fit`);
-  const expectedPrefillMs = new Float32Array(words.buffer, 4 * (at + 10), 1)[0];
+  const end = start + 2 * wordAt(words, at + 6);
+  if (end > words.length) throw bad(`${wordAt(words, at + 6)} blocks do not fit`);
+  const expectedPrefillMs = singles[at + 10];
   if (!isFinite64(expectedPrefillMs)) throw bad("a duration is not finite");
   const booking: SequenceBooking = {
-    ...{ request, expectedPrefillMs },
-    workerId: formatU64(word(3), word(4)),
-    dpRank: word(5),
-    sequence: words.subarray(start, end),
-    privateBlocks: word(7),
-    prefillTokens: word(8),
-    cachedTokens: word(9),
+    request,
+    workerId: formatU64(wordAt(words, at + 3), wordAt(words, at + 4)),
+    dpRank: wordAt(words, at + 5),
+    sequence: words.slice(start, end),
+    privateBlocks: wordAt(words, at + 7),
+    prefillTokens: wordAt(words, at + 8),
+    cachedTokens: wordAt(words, at + 9),
+    expectedPrefillMs,
   };
   return { type, booking };
+}
+
+function wordAt(words: Uint32Array, at: number): number {
+  return words[at] ?? 0;
 }
 
 function headOf(kind: SequenceFrame["type"]): number {

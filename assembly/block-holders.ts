@@ -24,12 +24,19 @@ const sweepSlots: u32 = 512;
 const keysMin: u32 = 1024;
 
 export let table: KeyTable = changetype<KeyTable>(0);
+/** Blocks that the books are made for, all together. */
+let expected: u32 = 0;
 let retiredMax: u32 = 0;
 
 /** Up to `holdersMax` bits wait for a pass over the table. */
 export function openBlocks(holdersMax: u32): void {
   table = newTable(keysMin);
   retiredMax = holdersMax;
+}
+
+/** Books for so many blocks came (or went, if negative). */
+export function expectBlocks(blocks: i32): void {
+  expected += blocks;
 }
 
 /** Adds a bit to the block's set: 1 = added, 0 = was in it, `setsFull`. Room was reserved. */
@@ -74,7 +81,7 @@ export function takeBit(slot: u32, live: bool): u32 {
 /** Work that every event pays for: room for its blocks and slices of what is under way. */
 export function advance(blocks: u32): bool {
   clearFreed();
-  if (!reserve(table, blocks)) return false;
+  if (!reserve(table, blocks, expected)) return false;
   if (sweptCount + retiredCount > 0) maintain(sweepSlots);
   return true;
 }

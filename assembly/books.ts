@@ -8,7 +8,7 @@
  *
  * The caller keeps the address of a book as its handle and never uses it after `closeBook`.
  */
-import { addBit, dropBit, setOf, takeBit } from "./block-holders";
+import { addBit, dropBit, expectBlocks, setOf, takeBit } from "./block-holders";
 import { EngineNames, freeNames, newNames } from "./engine-names";
 import { retireBit, setLive } from "./holder-bits";
 import { setHas, setsFull } from "./holder-sets";
@@ -32,6 +32,7 @@ export class Book {
   slot: u32;
   blocks: u32;
   names: EngineNames | null;
+  expected: u32;
   /** Whether a slow tier has a bit. */
   slow: bool;
 }
@@ -46,11 +47,13 @@ export function openBooks(opaqueNames: bool): void {
   opaque = opaqueNames;
 }
 
-/** A book without blocks; `live` = the match over device memory sees it. */
-export function openBook(slot: u32, live: bool, expectedNames: u32): Book {
+/** A book made for `expected` blocks; `live` = the match over device memory sees it. */
+export function openBook(slot: u32, live: bool, expected: u32): Book {
   const book = changetype<Book>(mustAllocate(offsetof<Book>()));
   book.slot = slot;
-  book.names = opaque ? newNames(expectedNames) : null;
+  book.names = opaque ? newNames(expected) : null;
+  book.expected = expected;
+  expectBlocks(expected);
   takeDeviceBit(book, live);
   return book;
 }
@@ -58,17 +61,18 @@ export function openBook(slot: u32, live: bool, expectedNames: u32): Book {
 /** Forgets a book and its blocks. */
 export function closeBook(book: Book): void {
   retire(book);
+  expectBlocks(-book.expected);
   const names = book.names;
   if (names !== null) freeNames(names);
   free(changetype<usize>(book), offsetof<Book>());
 }
 
-/** Forgets the blocks of a book; `expectedNames` sizes its new name table. */
-export function clearBook(book: Book, expectedNames: u32): void {
+/** Forgets the blocks of a book; its name table is made anew for `expected`. */
+export function clearBook(book: Book, expected: u32): void {
   const names = book.names;
   if (names !== null && names.table.count > 0) {
     freeNames(names);
-    book.names = newNames(expectedNames);
+    book.names = newNames(expected);
   }
   if (book.blocks === 0) return;
   retire(book);

@@ -11,7 +11,8 @@
  *
  * - Keys come from outside; home slots depend on secrets, so nobody can aim many keys at one run. The
  *   two reserved key words (empty, dead) are taken for their neighbours; nobody can aim at them either.
- * - Load stays at or below 3/4. A probe longer than 128 rebuilds with a new multiplier.
+ * - Load stays at or below 3/4. A probe longer than `probeMax` rebuilds with
+ *   another multiplier. Growth keeps it: slots move in order, and a slice touches few pages.
  * - Addresses that `find` and `insertMissed` answer are valid until the next call that changes the
  *   table.
  */
@@ -21,8 +22,11 @@ import { allocate, free, mustAllocate } from "./regions";
 export const slotBytes: usize = 16;
 const dead: u64 = u64.MAX_VALUE;
 const slotsMin: u32 = 16;
-const probeMax: u32 = 128;
+/** Random keys at load 3/4 stay below 500 in the largest table; only aimed ones get beyond. */
+const probeMax: u32 = 1024;
 const sliceSlots: u32 = 256;
+/** Up to so many expected keys a table is made for at once, however few it has. */
+const expectedMin: u32 = 1 << 20;
 
 // @ts-ignore: decorator
 @unmanaged
@@ -47,11 +51,12 @@ let missAt: usize = 0;
 /** Takes what `touch` reads, so that the reads are not optimized away. */
 let touched: u64 = 0;
 
-/** A table with room for `keys`. Traps when memory is at its limit. */
+/** A table for `keys` and a few more. Traps when memory is at its limit. */
 export function newTable(keys: u32): KeyTable {
   const table = changetype<KeyTable>(mustAllocate(offsetof<KeyTable>()));
-  const capacity = max(slotsMin, capacityFor(keys, 3, 4));
+  const capacity = max(slotsMin, capacityFor(keys, 7, 10));
   table.secret = randomU64();
+  table.multiplier = randomU64() | 1;
   setSlots(table, mustAllocate(<usize>capacity * slotBytes), capacity);
   return table;
 }
@@ -121,14 +126,22 @@ export function removeAt(table: KeyTable, gap: usize): void {
   table.count--;
 }
 
-/** Makes room for `keys` more and moves a slice of a growth under way; false = memory is full. */
-export function reserve(table: KeyTable, keys: u32): bool {
+/**
+ * Makes room for `keys` more and moves a slice of a growth under way; false = memory is full. A
+ * table that must grow takes `expected` keys into account as far as that is not out of proportion.
+ */
+export function reserve(table: KeyTable, keys: u32, expected: u32 = 0): bool {
   if (table.oldCapacity > 0) migrate(table, max(sliceSlots, 8 * keys));
   const needed = table.count + keys;
-  const fits = needed <= capacityOf(table.capacity);
-  if (fits && table.longestProbe <= probeMax) return true;
-  if (table.oldCapacity > 0) migrate(table, table.oldCapacity);
-  return startGrowth(table, fits ? table.capacity : capacityFor(needed, 1, 2));
+  if (needed <= keysFor(table.capacity)) {
+    if (table.longestProbe <= probeMax || table.oldCapacity > 0) return true;
+    if (!startGrowth(table, table.capacity)) return false;
+    table.multiplier = randomU64() | 1;
+    return true;
+  }
+  migrate(table, table.oldCapacity);
+  const ahead = min(expected, max(expectedMin, 8 * needed));
+  return startGrowth(table, max(capacityFor(needed, 3, 5), capacityFor(ahead, 7, 10)));
 }
 
 /** Moves up to `slots` slots of a growth under way; whether some are left. */
@@ -221,7 +234,6 @@ function setSlots(table: KeyTable, slots: usize, capacity: u32): void {
   table.slots = slots;
   table.capacity = capacity;
   table.end = slots + <usize>capacity * slotBytes;
-  table.multiplier = randomU64() | 1;
   table.longestProbe = 0;
   table.scanAt = 0;
 }
@@ -250,7 +262,7 @@ function moveSlot(table: KeyTable, from: usize): usize {
 /** Keys that `capacity` slots may hold. */
 // @ts-ignore: decorator
 @inline
-function capacityOf(capacity: u32): u32 {
+function keysFor(capacity: u32): u32 {
   return <u32>((<u64>capacity * 3) / 4);
 }
 

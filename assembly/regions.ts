@@ -13,7 +13,9 @@
  */
 
 const unit: usize = 16;
-const pageBytes: usize = 65536;
+const pageBytes: u64 = 65536;
+/** One page short of 4 GiB, so that no address wraps. */
+const pagesMax: i32 = 65535;
 const clearedAtOnceMax: usize = 16384;
 const sliceBytes: usize = 32768;
 
@@ -110,13 +112,18 @@ function takeFrom(at: usize, before: usize, left: usize): void {
 function allocateFresh(bytes: usize): usize {
   const at = freshAt;
   const end = <u64>at + <u64>bytes;
-  const have = <u64>memory.size() * pageBytes;
-  if (end > have) {
-    const pages = (end - have + pageBytes - 1) / pageBytes;
-    if (pages > 65536 || memory.grow(<i32>pages) < 0) return 0;
-  }
+  if (end > <u64>memory.size() * pageBytes && !growMemory(end)) return 0;
   freshAt = <usize>end;
   return at;
+}
+
+/** At least doubles the memory: each growth costs milliseconds, untouched pages cost nothing. */
+function growMemory(end: u64): bool {
+  const have = memory.size();
+  const needed = <i32>((end + pageBytes - 1) / pageBytes);
+  if (needed > pagesMax) return false;
+  const ample = min(max(needed, 2 * have), pagesMax);
+  return memory.grow(ample - have) >= 0 || memory.grow(needed - have) >= 0;
 }
 
 function addFree(at: usize, bytes: usize): void {

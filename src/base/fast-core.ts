@@ -41,9 +41,9 @@ export interface CoreExports {
   /** Makes the index of the instance, once. */
   openIndex(opaque: boolean, holdersMax: number, blocksMax: number, setWordsMax: number): void;
   /** What one holder has; the address is its handle until `closeBook`. */
-  openBook(slot: number, live: number, expectedNames: number): number;
+  openBook(slot: number, live: number, expected: number): number;
   closeBook(book: number): void;
-  clearBook(book: number, expectedNames: number): void;
+  clearBook(book: number, expected: number): void;
   showBook(book: number): void;
   blocksOf(book: number): number;
   digestLo(book: number): number;

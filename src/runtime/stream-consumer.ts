@@ -63,6 +63,8 @@ export class StreamConsumer {
   #acked = 0;
   #ackedMs = 0;
   #framesSinceAck = 0;
+  /** A worker without credit beats: the acknowledgement it waits for may be lost. */
+  #ackDoubtful = false;
   #paused = false;
 
   constructor(
@@ -127,6 +129,7 @@ export class StreamConsumer {
         return this.#takeTokens(frame, nowMs);
       case "heartbeat":
         if (frame.next > this.#have) this.#missing();
+        if (frame.phase === "decode") this.#ackDoubtful = true;
         return undefined;
       case "accepted":
         return frame;
@@ -195,7 +198,7 @@ export class StreamConsumer {
     if (!this.#heard) return undefined;
     if (this.#framesSinceAck >= streamDefaults.ackFrames && !this.#paused) return "frames";
     const sinceMs = nowMs - this.#ackedMs;
-    const news = this.#ackable > this.#acked;
+    const news = this.#ackDoubtful || this.#ackable > this.#acked;
     return sinceMs >= (news ? streamDefaults.ackMs : streamDefaults.keepAliveMs)
       ? "time"
       : undefined;
@@ -205,6 +208,7 @@ export class StreamConsumer {
   takeAck(nowMs: number): number {
     this.#acked = this.#ackable;
     this.#ackedMs = nowMs;
+    this.#ackDoubtful = false;
     if (!this.#paused) this.#framesSinceAck = 0;
     return this.#acked;
   }

@@ -10,6 +10,7 @@ import { readBundle } from "../../src/protocol/stream-bundle.ts";
 import type { StreamFrame } from "../../src/protocol/stream-frames.ts";
 import { generateSubject, noticeSubject } from "../../src/protocol/subjects.ts";
 import { createMemoryNetwork } from "../../src/runtime/memory-bus.ts";
+import { streamDefaults } from "../../src/runtime/stream-defaults.ts";
 import {
   type CancelCause,
   createStreamSender,
@@ -285,6 +286,26 @@ it("moves nothing while the broker hangs, and goes on as soon as it wakes", asyn
   await clock.runFor(10_000);
   for (const answer of answers) expectWhole(answer, 400);
   expect(fleet.owner.totals).toMatchObject({ migrations: 0, dispatches: 6 });
+});
+
+it("goes on soon after acknowledgements were lost until the credit was used up", async () => {
+  const fleet = startFleet(21, [{ itlMs: 5 }]);
+  const { network, clock } = fleet;
+  const answers = Array.from({ length: 8 }, () => ask(fleet, { maxTokens: 400 }));
+  await clock.runFor(300);
+  network.faults.setMessageFaults([{ subject: "tg.w.*.ctl", loss: 1 }]);
+  await clock.runFor(2_000);
+  const stuck = answers.map(({ tokens }) => tokens.length);
+  for (const count of stuck) expect(count).toBeLessThan(350);
+  network.faults.setMessageFaults([]);
+  // A heartbeat, and the acknowledgement that answers it.
+  await clock.runFor(streamDefaults.heartbeatMs + streamDefaults.ackMs + 100);
+  for (const [index, { tokens }] of answers.entries()) {
+    expect(tokens.length).toBeGreaterThan(stuck[index]!);
+  }
+  await clock.runFor(3_000);
+  for (const answer of answers) expectWhole(answer, 400);
+  expect(fleet.owner.totals).toMatchObject({ migrations: 0, dispatches: 8 });
 });
 
 it("moves when a worker freezes for long, and not when it freezes for a moment", async () => {

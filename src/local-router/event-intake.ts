@@ -288,6 +288,7 @@ async function runRecovery(intake: Intake, recovery: Recovery): Promise<void> {
   const { holder, generation, abort } = recovery;
   intake.counters.recoveries++;
   const result = await recover(intake, recovery);
+  intake.counters.outcomes[abort.signal.aborted ? "cancelled" : result.type]++;
   if (abort.signal.aborted) return;
   holder.recovery = undefined;
   if (result.type !== "tree_dump") intake.index.dropStaged(holder.slot);

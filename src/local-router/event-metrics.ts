@@ -29,6 +29,10 @@ export function collectEventsAtScrape(
     for (const [cause, count] of Object.entries(counters.resyncs)) {
       metrics.counter("tiergrid_index_resyncs_total", { cause }).follow(count);
     }
+    for (const [outcome, count] of Object.entries(counters.outcomes)) {
+      metrics.counter("tiergrid_index_recoveries_total", { outcome }).follow(count);
+    }
+    metrics.counter("tiergrid_index_recovery_failures_total").follow(counters.recoveryFailures);
     for (const [state, count] of Object.entries(intake.holderStates())) {
       metrics.gauge("tiergrid_kv_event_streams", { state }).set(count);
     }
@@ -37,5 +41,7 @@ export function collectEventsAtScrape(
     metrics.gauge("tiergrid_index_nodes").set(stats.blocks);
     metrics.gauge("tiergrid_index_blocks").set(stats.size);
     metrics.gauge("tiergrid_index_bytes_estimate").set(stats.bytes);
+    const bytesPerBlock = stats.size === 0 ? 0 : stats.bytes / stats.size;
+    metrics.gauge("tiergrid_index_bytes_per_block").set(bytesPerBlock);
   });
 }

@@ -1,4 +1,5 @@
 /** What the event intake counts: plain numbers on the hot path, copied into series at a scrape. */
+import type { RecoveryResult } from "../core/event-cursor.ts";
 import type { RemoveResult, StoreResult } from "../core/kv-index.ts";
 import type { KvEvent } from "../protocol/kv-events.ts";
 
@@ -19,6 +20,9 @@ export type ResyncCause =
   | "incomplete"
   | "degraded";
 
+/** The worker's answer, no answer after the last attempt, or an end that made it void. */
+export type RecoveryOutcome = RecoveryResult["type"] | "cancelled";
+
 export interface IntakeCounters {
   /** Events the cursor let through, by type and status. */
   readonly events: Readonly<Record<EventType, Record<EventStatus, number>>>;
@@ -34,8 +38,12 @@ export interface IntakeCounters {
   dumpRefused: number;
   /** Events of holders beyond the index's maximum. */
   noHolder: number;
+  /** Recoveries started. */
   recoveries: number;
+  /** Attempts of recoveries that failed. */
   recoveryFailures: number;
+  /** Recoveries by what they came to; those under way are in none. */
+  readonly outcomes: Record<RecoveryOutcome, number>;
 }
 
 export function newIntakeCounters(): IntakeCounters {
@@ -56,5 +64,14 @@ export function newIntakeCounters(): IntakeCounters {
     noHolder: 0,
     recoveries: 0,
     recoveryFailures: 0,
+    outcomes: {
+      events: 0,
+      tree_dump: 0,
+      too_new: 0,
+      invalid_range: 0,
+      error: 0,
+      failed: 0,
+      cancelled: 0,
+    },
   };
 }

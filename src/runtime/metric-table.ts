@@ -177,6 +177,7 @@ export const localRouterMetrics = {
   tiergrid_index_nodes: gauge("Blocks known to the index, each counted once"),
   tiergrid_index_blocks: gauge("(worker, block) pairs in the index"),
   tiergrid_index_bytes_estimate: gauge("Bytes of the index tables"),
+  tiergrid_index_bytes_per_block: gauge("Bytes of the index tables per (worker, block) pair"),
   dynamo_frontend_router_queue_pending_requests: gauge("Requests that wait for room", queueLabels),
   dynamo_frontend_router_queue_pending_isl_tokens: gauge("Their prompt tokens", queueLabels),
   dynamo_frontend_router_queue_pending_cached_tokens: gauge(
@@ -198,6 +199,8 @@ export const localRouterMetrics = {
   tiergrid_prune_runs_total: counter("Times that the predicted blocks were pruned to their target"),
   tiergrid_index_worker_lag_events: gauge("KV events known missing", ["worker_id", "dp_rank"]),
   tiergrid_index_resyncs_total: counter("Recoveries of a worker's event stream", ["cause"]),
+  tiergrid_index_recoveries_total: counter("Ended recoveries of a rank's blocks", ["outcome"]),
+  tiergrid_index_recovery_failures_total: counter("Failed attempts of recoveries"),
   tiergrid_kv_event_streams: gauge("Ranks by the state of their event stream", ["state"]),
   tiergrid_kv_events_silent_workers: gauge("Workers that serve but send no KV events"),
   tiergrid_replica_peers: gauge("Other routers of the pool that tell their bookings"),

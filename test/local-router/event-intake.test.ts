@@ -109,6 +109,7 @@ it("tries eight times within 25.4 s, goes on degraded, restores in the backgroun
   expect(attempts).toBe(attemptsMax - 1);
   await clock.runFor(1);
   expect(attempts).toBe(attemptsMax);
+  expect(intake.counters).toMatchObject({ recoveryFailures: attemptsMax, outcomes: { failed: 1 } });
   expect(intake.holderStates()).toMatchObject({ degraded: 1 });
   expect(blocksOf("1")).toBe(1);
   store("1", 1);
@@ -152,6 +153,7 @@ it("a removed worker leaves no block, no timer and no answer behind", async () =
   expect(index.stats()).toMatchObject({ holders: 0, size: 0, blocks: 0 });
   expect(intake.holderStates()).toEqual({ initial: 0, recovering: 0, synced: 0, degraded: 0 });
   expect(clock.pending()).toBe(0);
+  expect(intake.counters.outcomes).toMatchObject({ cancelled: 1, tree_dump: 0 });
 });
 
 it("close ends recoveries and timers", async () => {
@@ -215,6 +217,7 @@ it("counts events by type and result, and recoveries by their cause", async () =
   expect(events.removed).toMatchObject({ ok: 0, block_not_found: 1 });
   expect(events.cleared).toMatchObject({ ok: 1 });
   expect(resyncs).toMatchObject({ discovered: 1, gap: 1, restarted: 0 });
+  expect(intake.counters.outcomes).toMatchObject({ tree_dump: 1, events: 1, failed: 0 });
   send({ type: "removed", eventId: 6, tier: "device", hashes }, "life a");
   send({ type: "removed", eventId: 7, tier: "device", hashes }, "life b");
   expect(resyncs).toMatchObject({ gap: 1, restarted: 1 });

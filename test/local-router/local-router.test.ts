@@ -433,5 +433,7 @@ it("shows KV events, recoveries, stream states and silent workers at a scrape", 
   expect(text).toContain('tiergrid_index_resyncs_total{cause="discovered"} 1');
   expect(text).toContain('tiergrid_kv_event_streams{state="synced"} 1');
   expect(text).toContain("tiergrid_kv_events_silent_workers 1");
+  expect(text).toContain('tiergrid_index_recoveries_total{outcome="tree_dump"} 1');
   expect(text).toContain("tiergrid_index_blocks 2");
+  expect(text).toMatch(/tiergrid_index_bytes_per_block [1-9]\d*/);
 });

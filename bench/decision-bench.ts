@@ -17,7 +17,7 @@ import { pickLowest, pickSoftmax } from "../src/core/worker-pick.ts";
 import { WorkerRoster } from "../src/core/worker-roster.ts";
 import { type ObjectPool, selectWithObjects } from "./baselines/object-selector.ts";
 import type { BenchRow } from "./bench-row.ts";
-import { promptDecisionRows } from "./prompt-decision.ts";
+import { promptDecisionFigures, promptDecisionRows } from "./prompt-decision.ts";
 
 const blockSize = 64;
 const weights = {
@@ -39,6 +39,9 @@ export async function run(options: { quick: boolean; seed: number }): Promise<Be
     ...(await promptDecisionRows(options, weights)),
   ];
 }
+
+/** What `bench:decision --json` prints. */
+export const figures = promptDecisionFigures;
 
 /** Everything both sides compute is added here, so that nothing can be left out. */
 let sink = 0;

@@ -29,3 +29,9 @@ export async function run(options: { quick: boolean; seed: number }): Promise<Be
   if (sink === 0) throw new Error("nothing was hashed");
   return rows;
 }
+
+/** What `bench:hash --json` prints. */
+export function figures(rows: readonly BenchRow[]): object {
+  const ratio = (id: string): number => rows.find((row) => row.id === id)?.ratio ?? Number.NaN;
+  return { bs16_ratio: ratio("H1"), bs64_ratio: ratio("H2") };
+}

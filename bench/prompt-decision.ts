@@ -75,6 +75,14 @@ export async function promptDecisionRows(
   });
 }
 
+/** D2 as one object. */
+export function promptDecisionFigures(rows: readonly BenchRow[]): object {
+  const us = (percent: number): number =>
+    rows.find(({ id }) => id === `D2 tokens to booking, p${percent}`)?.ours ?? Number.NaN;
+  const sizes = { workers, prompt_tokens: islTokens, block_size: blockSize };
+  return { p50_us: us(50), p99_us: us(99), ...sizes };
+}
+
 /**
  * µs of each side's decisions but the first round's. Rounds alternate; every decision ends the
  * oldest request, untimed.

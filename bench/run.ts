@@ -4,6 +4,7 @@
  *   npm run bench                     every bench, full size
  *   npm run bench -- hash index       only these
  *   npm run bench -- --quick --json   small sizes, JSON on stdout
+ *   npm run bench:index -- --json     one bench; its figures, one line of JSON
  *
  * Each row sets our code against a baseline that ships in `bench/`, both in the same run; only the
  * ratio carries over to another machine.
@@ -20,6 +21,12 @@ const benches = {
   sse: () => import("./sse-bench.ts"),
 } as const;
 
+interface Bench {
+  run(options: { quick: boolean; seed: number }): Promise<BenchRow[]>;
+  /** The rows' figures under the names that `bench:<name> --json` prints. */
+  figures?(rows: readonly BenchRow[]): object;
+}
+
 type BenchName = keyof typeof benches;
 
 async function main(): Promise<void> {
@@ -29,10 +36,12 @@ async function main(): Promise<void> {
       quick: { type: "boolean", default: false },
       json: { type: "boolean", default: false },
       seed: { type: "string", default: "1" },
+      figures: { type: "boolean", default: false },
     },
   });
   const names = positionals.length > 0 ? positionals : Object.keys(benches);
   const rows: BenchRow[] = [];
+  let summary: Bench["figures"];
   for (const name of names) {
     if (!isBench(name)) {
       console.error(`no bench '${name}'; there are: ${Object.keys(benches).join(", ")}`);
@@ -40,7 +49,8 @@ async function main(): Promise<void> {
       return;
     }
     console.error(`${name} …`);
-    const bench = await benches[name]();
+    const bench: Bench = await benches[name]();
+    summary = bench.figures ?? summary;
     rows.push(...(await bench.run({ quick: values.quick, seed: Number(values.seed) })));
   }
   const machine = {
@@ -50,6 +60,10 @@ async function main(): Promise<void> {
     cores: cpus().length,
     load: loadavg()[0],
   };
+  if (values.figures && values.json && summary) {
+    console.log(JSON.stringify(summary(rows)));
+    return;
+  }
   console.log(values.json ? JSON.stringify({ machine, rows }) : tableOf(rows, machine));
 }
 

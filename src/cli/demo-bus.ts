@@ -9,10 +9,7 @@ import type { Bus } from "../runtime/bus.ts";
 import { type DurableLog, durableNames } from "../runtime/durable-log.ts";
 import { findNatsServer } from "../runtime/find-nats-server.ts";
 import { createMemoryNetwork } from "../runtime/memory-bus.ts";
-import {
-  createMemoryDurableStore,
-  type MemoryDurableStore,
-} from "../runtime/memory-durable-log.ts";
+import { memoryDurableLogs } from "../runtime/memory-durable-log.ts";
 import { connectNatsBus } from "../runtime/nats-bus.ts";
 import { natsServers } from "../runtime/nats-bus-credentials.ts";
 import { createNatsDurableLog } from "../runtime/nats-durable-log.ts";
@@ -105,17 +102,11 @@ async function requireJetStream(url: string): Promise<void> {
 
 function embedded(clock: Clock, description: string): DemoBus {
   const network = createMemoryNetwork({ clock, random: mulberry32(randomU32(osRandom)) });
-  const stores = new Map<string, MemoryDurableStore>();
   return {
     kind: "embedded",
     description,
     connect: (role) => Promise.resolve(network.connect({ role })),
-    durableLogOf({ namespace, component }) {
-      const { stream } = durableNames(namespace, component);
-      const store = stores.get(stream) ?? createMemoryDurableStore(clock);
-      stores.set(stream, store);
-      return store.connect();
-    },
+    durableLogOf: memoryDurableLogs(clock),
     close: () => Promise.resolve(),
   };
 }

@@ -95,6 +95,8 @@ interface Actor extends DurableIntakeOptions {
   readonly consumerName: string;
   readonly upkeep: StreamUpkeep;
   readonly abort: AbortController;
+  /** Resolves with the abort. */
+  readonly ending: Promise<undefined>;
   /** Snapshot restored, reset, or found not to be there. */
   begun: boolean;
   wasReset: boolean;
@@ -112,11 +114,14 @@ export function startDurableIntake(options: DurableIntakeOptions, held: HeldInta
     ...{ bus, clock, gate },
     accept: (card) => card.kind === "local" && card.namespace === namespace,
   });
+  const abort = new AbortController();
   const actor: Actor = {
     ...options,
-    ...{ totals, held, consumerName },
+    ...{ totals, held, consumerName, abort },
     upkeep: startUpkeep({ ...options, totals, consumerName, routers }),
-    abort: new AbortController(),
+    ending: new Promise((resolve) => {
+      abort.signal.addEventListener("abort", () => resolve(undefined), { once: true });
+    }),
     begun: false,
     wasReset: false,
     following: false,
@@ -134,7 +139,7 @@ export function startDurableIntake(options: DurableIntakeOptions, held: HeldInta
       return actor.sequence;
     },
     async close() {
-      actor.abort.abort();
+      abort.abort();
       routers.stop();
       await ended;
       await actor.upkeep.close();
@@ -275,7 +280,8 @@ async function follow(actor: Actor, consumer: DurableConsumer): Promise<void> {
   actor.failing = "";
   actor.following = true;
   while (!abort.signal.aborted) {
-    const batch = await consumer.next(pullMs);
+    const batch = await unlessEnded(actor, consumer.next(pullMs));
+    if (!batch) return;
     let turnBytes = 0;
     for (const message of batch.messages) {
       apply(actor, message);
@@ -287,6 +293,12 @@ async function follow(actor: Actor, consumer: DurableConsumer): Promise<void> {
     batch.acknowledge();
     await upkeep.tickIfDue(actor.sequence);
   }
+}
+
+/** Undefined when the router ends first; what is asked is left to its own end. */
+async function unlessEnded<T>({ ending }: Actor, asked: Promise<T>): Promise<T | undefined> {
+  asked.catch(() => {});
+  return Promise.race([asked, ending]);
 }
 
 function apply(actor: Actor, { sequence, payload }: DurableMessage): void {

@@ -13,6 +13,7 @@ import {
   type DurableLog,
   type DurableMessage,
   type DurableObject,
+  durableNames,
   lockTtlMs,
   retentionMs,
 } from "./durable-log.ts";
@@ -90,6 +91,19 @@ export function createMemoryDurableStore(clock: Clock): MemoryDurableStore {
       store.up = up;
       wake(store);
     },
+  };
+}
+
+/** Logs of one store per pool component; the stores outlive them. */
+export function memoryDurableLogs(
+  clock: Clock,
+): (pool: { readonly namespace: string; readonly component: string }) => DurableLog {
+  const stores = new Map<string, MemoryDurableStore>();
+  return ({ namespace, component }) => {
+    const { stream } = durableNames(namespace, component);
+    const store = stores.get(stream) ?? createMemoryDurableStore(clock);
+    stores.set(stream, store);
+    return store.connect();
   };
 }
 

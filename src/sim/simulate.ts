@@ -14,7 +14,7 @@
 import { ManualClock } from "../base/clock.ts";
 import type { TiergridError } from "../base/errors.ts";
 import { mulberry32, type Random, randomInt } from "../base/random.ts";
-import { defaultKvRouterConfig } from "../config/kv-router-config.ts";
+import { defaultKvRouterConfig, type KvRouterConfig } from "../config/kv-router-config.ts";
 import type { PoolConfig } from "../config/pool-config.ts";
 import { startAnswer } from "../frontend/disaggregate.ts";
 import { frontendDefaults } from "../frontend/frontend-parts.ts";
@@ -25,6 +25,7 @@ import type { Bus } from "../runtime/bus.ts";
 import { decodeHeartbeat } from "../runtime/instance-card.ts";
 import { silentLog } from "../runtime/log.ts";
 import { createMemoryNetwork, type MemoryNetwork } from "../runtime/memory-bus.ts";
+import { memoryDurableLogs } from "../runtime/memory-durable-log.ts";
 import { readMockEngineConfig } from "../worker/mock-engine-config.ts";
 import { drawFaults, type Fault, type ScheduledFault } from "./fault-schedule.ts";
 import { type Fleet, startFleet } from "./fleet.ts";
@@ -39,6 +40,8 @@ export interface SimulationOptions {
   readonly workersPerPool: number;
   /** Above 1 they tell each other their bookings; faults hit the first of a pool. */
   readonly routersPerPool: number;
+  /** KV events through a durable stream; absent = on the bus. */
+  readonly durable?: boolean;
 }
 
 export interface SimulationReport {
@@ -116,8 +119,9 @@ export async function simulate(options: SimulationOptions): Promise<SimulationRe
   const count = (ending: string): number =>
     references.filter(({ endings }) => endings[0] === ending).length;
   const { migrations } = fleet.frontend.owner.totals;
-  await fleet.close();
+  const closed = fleet.close();
   await clock.runFor(2_000);
+  await closed;
   if (clock.pending() > 0) violations.push(`I3 ${clock.pending()} timers are left`);
   return {
     seed,
@@ -133,6 +137,18 @@ export async function simulate(options: SimulationOptions): Promise<SimulationRe
   };
 }
 
+/** A few messages are enough for a snapshot, so that restarted routers find some. */
+const durableSnapshotThreshold = 5;
+
+function kvRouterOf({ routersPerPool, durable = false }: SimulationOptions): KvRouterConfig {
+  return {
+    ...defaultKvRouterConfig,
+    routerReplicaSync: routersPerPool > 1,
+    durableKvEvents: durable,
+    ...(durable ? { routerSnapshotThreshold: durableSnapshotThreshold } : {}),
+  };
+}
+
 async function startRun(options: SimulationOptions, random: Random): Promise<Run> {
   const clock = new ManualClock();
   const network = createMemoryNetwork({ clock, random });
@@ -143,7 +159,8 @@ async function startRun(options: SimulationOptions, random: Random): Promise<Run
     random,
     logs: () => silentLog,
     config: options.config,
-    kvRouter: { ...defaultKvRouterConfig, routerReplicaSync: options.routersPerPool > 1 },
+    kvRouter: kvRouterOf(options),
+    durableLogOf: options.durable ? memoryDurableLogs(clock) : undefined,
     routersPerPool: options.routersPerPool,
     workerPolicy: "blocks",
     enginesOf: (role) =>

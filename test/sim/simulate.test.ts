@@ -8,10 +8,15 @@ const loaded = await loadPoolConfigFile("pool-configs/demo.json", { ownNamespace
 const firstSeed = Number(process.env["SEED"] ?? 1);
 const seeds = process.env["SEED"] === undefined ? 50 : 1;
 
-function run(seed: number, faults: number, routersPerPool = 1): Promise<SimulationReport> {
+function run(
+  seed: number,
+  faults: number,
+  routersPerPool = 1,
+  durable = false,
+): Promise<SimulationReport> {
   if (!loaded.ok) throw new Error(JSON.stringify(loaded.faults));
   const { config } = loaded;
-  const counts = { requests: 40, faults, workersPerPool: 2, routersPerPool };
+  const counts = { requests: 40, faults, workersPerPool: 2, routersPerPool, durable };
   return simulate({ seed, config, spanMs: 12_000, ...counts });
 }
 
@@ -42,6 +47,15 @@ it.each(Array.from({ length: Math.ceil(seeds / 4) }, (_, at) => firstSeed + at))
   "keeps every invariant with three replicas of each router under the faults of seed %i",
   async (seed) => {
     const report = await run(seed, 8, 3);
+    expect(report.violations, `seed ${seed}`).toEqual([]);
+    expect(report.completed + report.failed + report.cancelled).toBe(40);
+  },
+);
+
+it.each(Array.from({ length: Math.ceil(seeds / 8) }, (_, at) => firstSeed + at))(
+  "keeps every invariant in durable mode under the faults of seed %i",
+  async (seed) => {
+    const report = await run(seed, 8, 1 + (seed % 2), true);
     expect(report.violations, `seed ${seed}`).toEqual([]);
     expect(report.completed + report.failed + report.cancelled).toBe(40);
   },

@@ -108,6 +108,13 @@ const poolFlags = {
     group: "Pool",
     help: "File with more options of the mock engine, perf_model among them, as JSON.",
   },
+  profile: {
+    flag: "profile",
+    type: "string",
+    default: null,
+    group: "Pool",
+    help: "File with the perf_model that latency policies believe at first; default the engine's.",
+  },
   reportPeriodMs: {
     flag: "report-period-ms",
     type: "number",

@@ -25,7 +25,7 @@ import { isAzureFile, readTraceFile, recordedBatchMs } from "../sim/workload.ts"
 import type { ReplayFlagOptions, replayFlags } from "./flags-replay.ts";
 
 const curveDefault = 8;
-const engineFileBytesMax = 1024 * 1024;
+const jsonFileBytesMax = 1024 * 1024;
 
 /** Runs the replay; answers 0. Progress goes to stderr, the result to `print`. */
 export async function run(
@@ -52,6 +52,8 @@ async function planOf(options: ReplayFlagOptions): Promise<ReplayPlan> {
   return {
     requests,
     engine: await engineOf(options),
+    profile:
+      options.profile === null ? undefined : await readJsonFile("--profile", options.profile),
     workers,
     policies,
     seed,
@@ -130,7 +132,7 @@ async function engineOf(options: ReplayFlagOptions): Promise<Record<string, unkn
   return {
     watermark: 0,
     cache_output_blocks: false,
-    ...(options.engine === null ? {} : await readEngineFile(options.engine)),
+    ...(options.engine === null ? {} : await readJsonFile("--engine", options.engine)),
     block_size: options.blockSize,
     num_gpu_blocks: options.blocks,
     max_num_batched_tokens: options.batchTokens,
@@ -138,10 +140,10 @@ async function engineOf(options: ReplayFlagOptions): Promise<Record<string, unkn
   };
 }
 
-async function readEngineFile(path: string): Promise<Record<string, unknown>> {
+async function readJsonFile(flag: string, path: string): Promise<Record<string, unknown>> {
   const text = await readFile(path, "utf8").catch(() => undefined);
-  if (text === undefined || text.length > engineFileBytesMax) {
-    throw new TiergridError("config_invalid", `--engine: no file of at most 1 MiB at ${path}`);
+  if (text === undefined || text.length > jsonFileBytesMax) {
+    throw new TiergridError("config_invalid", `${flag}: no file of at most 1 MiB at ${path}`);
   }
   try {
     const value: unknown = JSON.parse(text);
@@ -151,7 +153,7 @@ async function readEngineFile(path: string): Promise<Record<string, unknown>> {
   } catch {
     // Said below, with what is expected.
   }
-  throw new TiergridError("config_invalid", `--engine: expected a JSON object in ${path}`);
+  throw new TiergridError("config_invalid", `${flag}: expected a JSON object in ${path}`);
 }
 
 function nameOf({ trace, synth }: ReplayFlagOptions): string {

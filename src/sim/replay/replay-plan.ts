@@ -5,13 +5,14 @@
  */
 import type { Clock } from "../../base/clock.ts";
 import { mulberry32 } from "../../base/random.ts";
+import { type PerfModel, readPerfModel } from "../../core/perf-model.ts";
 import { type MockEngineConfig, readMockEngineConfig } from "../../worker/mock-engine-config.ts";
 import { drawClasses, type SloClass, type SloForm, type SloTargets } from "../attainment.ts";
 import type { TraceRequest } from "../mooncake-trace.ts";
 import { type CapacitySearch, capacityOf, remembered } from "./capacity.ts";
 import type { PolicyName } from "./policy-table.ts";
 import { type PreparedTrace, prepareTrace } from "./prepared-trace.ts";
-import { replay } from "./replay.ts";
+import { type ReplayOptions, replay } from "./replay.ts";
 import type { ReplayRun } from "./replay-run.ts";
 import {
   decisionTimes,
@@ -26,6 +27,8 @@ export interface ReplayPlan {
   readonly requests: readonly TraceRequest[];
   /** Options of the mock engine, by their names in a file. */
   readonly engine: Readonly<Record<string, unknown>>;
+  /** Perf model the router believes at first, as in a file; undefined = the engine's own. */
+  readonly profile: unknown;
   readonly workers: number;
   readonly policies: readonly PolicyName[];
   readonly seed: number;
@@ -84,6 +87,7 @@ export interface PlanContext {
   readonly slo: Slo;
   readonly engine: MockEngineConfig;
   readonly prefillEngine: MockEngineConfig;
+  readonly profile: PerfModel | undefined;
 }
 
 /** Checks the engine and prepares the trace; throws `config_invalid`. */
@@ -101,6 +105,7 @@ export function openPlan(plan: ReplayPlan): PlanContext {
     slo: { targets, prefillTtftMs, classes, classOf },
     engine,
     prefillEngine: readMockEngineConfig({ ...plan.engine, worker_type: "prefill" }),
+    profile: plan.profile === undefined ? undefined : readPerfModel(plan.profile),
   };
 }
 
@@ -111,15 +116,15 @@ export function measurePolicy(
   onRun: (speed: number) => void,
   clock: Clock,
 ): PolicyReport {
-  const { plan, trace, slo, engine } = context;
+  const { plan, trace, slo, engine, profile } = context;
   const stopwatch = plan.timings ? clock : undefined;
-  const runAt = (speed: number, config: MockEngineConfig, times?: Clock): ReplayRun => {
+  const runAt = (speed: number, config: MockEngineConfig, more?: RunDetails): ReplayRun => {
     onRun(speed);
     const { workers, seed, reportPeriodMs, eventDelayMs } = plan;
-    const pools = [{ engine: config, workers, policy }];
-    return replay({ trace, pools, speed, seed, reportPeriodMs, eventDelayMs, stopwatch: times });
+    const pools = [{ engine: config, workers, policy, profile }];
+    return replay({ trace, pools, speed, seed, reportPeriodMs, eventDelayMs, ...more });
   };
-  const run = runAt(plan.speed, engine, stopwatch);
+  const run = runAt(plan.speed, engine, { predictions: !plan.timings, stopwatch });
   const attained = attainmentOf(slo, trace, run);
   const at = remembered((speed) => attainmentOf(slo, trace, runAt(speed, engine)));
   at.runs.set(plan.speed, attained);
@@ -137,6 +142,7 @@ export function measurePolicy(
   };
 }
 
+type RunDetails = Pick<ReplayOptions, "predictions" | "stopwatch">;
 type Asked = ReturnType<typeof remembered>;
 
 function capacitiesOf(

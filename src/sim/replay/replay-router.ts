@@ -16,6 +16,7 @@ import {
   chooseAndBook,
   latencyChoiceTables,
 } from "../../core/decision.ts";
+import type { Decision, DecisionRecorder } from "../../core/decision-record.ts";
 import type { KvIndex } from "../../core/kv-index.ts";
 import { LatencyBook } from "../../core/latency-book.ts";
 import { ShapeLatency } from "../../core/latency-model.ts";
@@ -34,6 +35,7 @@ export interface ReplayRouterOptions {
   readonly seed: number;
   /** What the router believes of the engines at first; the truth when left out. */
   readonly profile?: PerfModel | undefined;
+  readonly predictions?: boolean | undefined;
 }
 
 export interface ReplayArrival extends PolicyRequest {
@@ -55,6 +57,8 @@ const noBlocks = new Uint32Array(0);
 export class ReplayRouter {
   /** False when the policy never asks what is cached: then nobody need report it. */
   readonly usesIndex: boolean;
+  /** Time to first token that the latest choice expects; `NaN` where none is predicted or kept. */
+  predictedMs: number = Number.NaN;
   readonly #index: KvIndex;
   readonly #load: WorkerLoad;
   readonly #tables: ChoiceTables;
@@ -65,6 +69,7 @@ export class ReplayRouter {
   readonly #depths: Int32Array;
   readonly #views: Mutable<WorkerViews>;
   readonly #policy: Policy | undefined;
+  readonly #record: DecisionRecorder | undefined;
   /** Events on their way, in order; the first `#delivered` have arrived. */
   readonly #events: LateEvent[] = [];
   #delivered = 0;
@@ -95,6 +100,12 @@ export class ReplayRouter {
       engineWaiting: new Float64Array(workers),
       engineKvUsage: new Float64Array(workers),
     };
+    if (options.predictions && this.#tables.latency) {
+      const take = (decision: Decision): void => {
+        this.predictedMs = predictionOf(decision);
+      };
+      this.#record = { candidatesMax: 1, take };
+    }
     this.#policy = kind.type === "baseline" ? kind.create({ workerIds, engine }) : undefined;
   }
 
@@ -194,6 +205,7 @@ export class ReplayRouter {
         settings: this.#settings,
       },
       this.#random,
+      this.#record,
     );
     if (choice.outcome === "chosen") return choice.slot;
     throw new TiergridError("internal_error", `replay: no worker was chosen: ${choice.code}`);
@@ -224,6 +236,12 @@ export class ReplayRouter {
     }
     return this.#stored.subarray(0, words);
   }
+}
+
+function predictionOf({ choice, candidates }: Decision): number {
+  if (choice.outcome === "refused") return Number.NaN;
+  const terms = candidates.find(({ workerId }) => workerId === choice.workerId)?.terms;
+  return terms?.mode === "latency" ? terms.ttftMs : Number.NaN;
 }
 
 type Mutable<Fields> = { -readonly [Name in keyof Fields]: Fields[Name] };

@@ -24,6 +24,8 @@ export class ReplayRun {
   readonly wanted: Float64Array;
   readonly cached: Float64Array;
   readonly worker: Int32Array;
+  /** First tokens as the router predicted them, ms from the arrival; only with `predictions`. */
+  readonly predictedMs: Float64Array;
   readonly pool: Int32Array;
   /** Gaps between the tokens of an answer. */
   readonly itl = new LatencyHistogram();
@@ -44,6 +46,7 @@ export class ReplayRun {
     this.wanted = new Float64Array(count);
     this.cached = new Float64Array(count);
     this.worker = new Int32Array(count).fill(-1);
+    this.predictedMs = new Float64Array(count).fill(Number.NaN);
     this.pool = new Int32Array(count);
   }
 

@@ -69,6 +69,7 @@ export function columnsOf({ capacity, policies, bounds }: ReplayReport): Column[
     { head: "imbalance", cell: (policy) => number(policy.imbalance) },
     { head: "30 s", cell: (policy) => number(policy.imbalance_30s) },
     { head: "prefill", cell: (policy) => share(policy.prefill_utilisation) },
+    { head: "prediction", cell: (policy) => number(policy.ttft_prediction_error.p50) },
     { head: "rejected", cell: ({ rejected }) => String(rejected) },
     { head: "preempted", cell: ({ preemptions }) => String(preemptions) },
     { head: "evicted", cell: (policy) => String(policy.evicted_blocks) },

@@ -41,6 +41,8 @@ export interface ReplayOptions {
   readonly eventDelayMs?: number;
   /** Pool of a request; the first one when left out. */
   readonly poolOf?: (place: number, nowMs: number) => number;
+  /** Keeps what the router predicts of each request; explaining a choice takes time. */
+  readonly predictions?: boolean;
   /** Takes the wall time of every decision. */
   readonly stopwatch?: Clock | undefined;
 }
@@ -80,7 +82,7 @@ export function replay(options: ReplayOptions): ReplayRun {
 }
 
 function startLoop(options: ReplayOptions): Loop {
-  const { trace, pools, speed, seed } = options;
+  const { trace, pools, speed, seed, predictions } = options;
   const arrivals = new ArrivalHeap(trace.count);
   for (let place = 0; place < trace.count; place++) {
     if (trace.follows[place] === 0) arrivals.add(place, (trace.arrivalsMs[place] ?? 0) / speed);
@@ -88,7 +90,14 @@ function startLoop(options: ReplayOptions): Loop {
   const engines: ReplayEngine[] = [];
   const firstEngine: number[] = [];
   const routers = pools.map(({ engine, workers, policy, profile }, pool) => {
-    const router = new ReplayRouter({ policy, workers, engine, profile, seed: seed + pool });
+    const router = new ReplayRouter({
+      policy,
+      workers,
+      engine,
+      profile,
+      predictions,
+      seed: seed + pool,
+    });
     firstEngine.push(engines.length);
     for (let worker = 0; worker < workers; worker++) {
       const sharedBlocks = ({ sequenceHashes }: MockRequest, nowMs: number): number =>
@@ -136,6 +145,7 @@ function arrive(loop: Loop, place: number, nowMs: number): void {
   const worker = router.choose(arrival);
   if (stopwatch) run.decisionMs.push(stopwatch.nowMs() - startMs);
   const engine = loop.engines[(loop.firstEngine[pool] ?? 0) + worker] as ReplayEngine;
+  if (options.predictions) run.predictedMs[place] = router.predictedMs;
   run.arrivalMs[place] = nowMs;
   run.pool[place] = pool;
   run.worker[place] = worker;

@@ -1,6 +1,6 @@
 /** A run in numbers, under the names of the JSON report; null = nothing to measure. */
 import type { PreparedTrace } from "./prepared-trace.ts";
-import type { ReplayRun } from "./replay-run.ts";
+import { type ReplayRun, windowMs } from "./replay-run.ts";
 
 export interface RunSummary {
   readonly requests: number;
@@ -9,6 +9,8 @@ export interface RunSummary {
   readonly ttft_ms: Quantiles<"mean" | "p50" | "p90" | "p99">;
   readonly tpot_ms: Quantiles<"p50" | "p99">;
   readonly itl_ms: Quantiles<"p99" | "p999">;
+  /** |predicted - actual| / actual of the time to first token; null where nothing is predicted. */
+  readonly ttft_prediction_error: Quantiles<"p50" | "p90">;
   /** Largest over mean of the workers' computed prompt tokens, over the run. */
   readonly imbalance: number | null;
   /** The same in windows of 30 s, their mean. */
@@ -25,6 +27,7 @@ export type Quantiles<Name extends string> = { readonly [Each in Name]: number |
 
 export function summaryOf(trace: PreparedTrace, run: ReplayRun): RunSummary {
   const { ttft, tpot } = latenciesOf(run);
+  const errors = predictionErrors(run);
   const spanMs = run.endMs - leastOf(run.arrivalMs);
   let promptTokens = 0;
   let cachedTokens = 0;
@@ -48,8 +51,9 @@ export function summaryOf(trace: PreparedTrace, run: ReplayRun): RunSummary {
     },
     tpot_ms: { p50: quantileOf(tpot, 0.5), p99: quantileOf(tpot, 0.99) },
     itl_ms: { p99: known(run.itl.quantile(0.99)), p999: known(run.itl.quantile(0.999)) },
+    ttft_prediction_error: { p50: quantileOf(errors, 0.5), p90: quantileOf(errors, 0.9) },
     imbalance: imbalanceOf(computed),
-    imbalance_30s: meanImbalance(run.windows),
+    imbalance_30s: meanImbalance(windowsOfArrivals(run)),
     prefill_utilisation: rounded(total("prefillMs") / Math.max(1, spanMs * run.engines.length)),
     rejected: run.rejected,
     unfinished: run.count - whole - run.rejected,
@@ -81,6 +85,14 @@ function latenciesOf(run: ReplayRun): { ttft: Float64Array; tpot: Float64Array }
   return { ttft: ttft.subarray(0, first).sort(), tpot: tpot.subarray(0, later).sort() };
 }
 
+function predictionErrors(run: ReplayRun): Float64Array {
+  const errors = run.predictedMs.map((predictedMs, place) => {
+    const actualMs = (run.firstMs[place] as number) - (run.arrivalMs[place] as number);
+    return Math.abs(predictedMs - actualMs) / actualMs;
+  });
+  return errors.filter((error) => !Number.isNaN(error)).sort();
+}
+
 /** Nearest rank of ascending values. */
 export function quantileOf(sorted: Float64Array, q: number): number | null {
   const rank = Math.max(1, Math.ceil(q * sorted.length));
@@ -106,6 +118,12 @@ function meanImbalance(windows: readonly Float64Array[]): number | null {
   const known = windows.map(imbalanceOf).filter((imbalance) => imbalance !== null);
   if (known.length === 0) return null;
   return rounded(known.reduce((sum, imbalance) => sum + imbalance, 0) / known.length);
+}
+
+/** Without the windows after the last arrival, in which few workers still have work. */
+function windowsOfArrivals({ windows, arrivalMs }: ReplayRun): Float64Array[] {
+  const lastMs = arrivalMs.reduce((last, ms) => (ms > last ? ms : last), 0);
+  return windows.slice(0, Math.floor(lastMs / windowMs) + 1);
 }
 
 function leastOf(values: Float64Array): number {

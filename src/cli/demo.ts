@@ -2,11 +2,14 @@
 import { fileURLToPath } from "node:url";
 import { every, realClock } from "../base/clock.ts";
 import { TiergridError } from "../base/errors.ts";
+import { loadFastCore } from "../base/fast-core.ts";
 import type { Given } from "../base/flags.ts";
 import { mulberry32, osRandom } from "../base/random.ts";
 import { defaultKvRouterConfig } from "../config/kv-router-config.ts";
 import { loadPoolConfigFile, poolConfigError } from "../config/load-pool-config.ts";
+import { wasmIndexCore } from "../core/wasm-index.ts";
 import type { HttpServer } from "../frontend/http-server.ts";
+import { createBlockHasher } from "../protocol/block-hashes.ts";
 import { readableMockTokenRange } from "../protocol/mock-tokens.ts";
 import type { CardRole } from "../runtime/instance-card.ts";
 import { boundedSink, createLogs, readLogFilter } from "../runtime/log.ts";
@@ -167,7 +170,10 @@ async function startDemoFleet(bus: DemoBus, options: DemoOptions): Promise<Fleet
   }
   const sink = boundedSink(process.stderr, realClock, () => {});
   const { routerPolicy, durableKvEvents } = options;
+  const { core } = await loadFastCore(options.core);
   return startFleet({
+    blockHasher: createBlockHasher(core),
+    indexCore: core && wasmIndexCore(core),
     connect: bus.connect,
     durableLogOf: durableKvEvents ? bus.durableLogOf : undefined,
     clock: realClock,

@@ -1,5 +1,6 @@
 /** Flags of `tiergrid demo`. */
 import type { Command, FlagTable, OptionsOf } from "../base/flags.ts";
+import { coreFlags } from "./flags-process.ts";
 
 const loadFlags = {
   trace: {
@@ -152,7 +153,7 @@ const busFlags = {
   },
 } as const satisfies FlagTable;
 
-export const demoFlags = { ...loadFlags, ...fleetFlags, ...outputFlags, ...busFlags };
+export const demoFlags = { ...loadFlags, ...fleetFlags, ...coreFlags, ...outputFlags, ...busFlags };
 export type DemoOptions = OptionsOf<typeof demoFlags>;
 
 export const demoCommand: Command<typeof demoFlags> = {

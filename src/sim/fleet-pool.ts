@@ -4,6 +4,7 @@ import { mulberry32, type Random, randomU32 } from "../base/random.ts";
 import type { KvRouterConfig } from "../config/kv-router-config.ts";
 import type { PoolConfig } from "../config/pool-config.ts";
 import type { WorkerPolicy } from "../core/decision.ts";
+import type { KvIndexCore } from "../core/kv-index.ts";
 import type { Role } from "../core/sla-grid.ts";
 import { phaseOfRole } from "../global-router/pool-health.ts";
 import { localRouterTable } from "../local-router/local-metrics.ts";
@@ -30,6 +31,8 @@ export interface PoolOptions {
   readonly config: PoolConfig;
   readonly kvRouter: KvRouterConfig;
   readonly workerPolicy: WorkerPolicy;
+  /** Absent = in TypeScript: another core draws otherwise, and one seed must give one run. */
+  readonly indexCore?: KvIndexCore | undefined;
   /** Engines of a pool, one worker each; their role must be the pool's. */
   readonly enginesOf: (role: CardRole, namespace: string) => readonly MockEngineConfig[];
   /** Replicas of each pool's router; 1 by default. */
@@ -186,6 +189,7 @@ async function startPoolRouter(options: PoolOptions, place: RouterPlace): Promis
     durableLog,
     policy: workerPolicy,
     blockHasher,
+    ...(options.indexCore && { indexCore: options.indexCore }),
     thresholds: {
       activeDecodeBlocks: null,
       activePrefillTokens: null,

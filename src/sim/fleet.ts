@@ -13,7 +13,7 @@ import type { FrontendSettings } from "../frontend/frontend-parts.ts";
 import { type RunningFrontend, startFrontend } from "../frontend/start-frontend.ts";
 import { type GlobalRouter, startGlobalRouter } from "../global-router/global-router.ts";
 import { poolStates } from "../global-router/router-status.ts";
-import { loadBlockHasher } from "../protocol/block-hashes.ts";
+import { type BlockHasher, loadBlockHasher } from "../protocol/block-hashes.ts";
 import type { Bus } from "../runtime/bus.ts";
 import {
   bookingMetrics,
@@ -41,6 +41,8 @@ const globalTable = {
 };
 
 export interface FleetOptions extends PoolOptions {
+  /** Absent = on the fast core where that can be had. */
+  readonly blockHasher?: BlockHasher;
   readonly frontend?: Partial<FrontendSettings>;
 }
 
@@ -65,7 +67,7 @@ export const readyPollMs = 20;
 export async function startFleet(options: FleetOptions): Promise<Fleet> {
   const { clock, random, logs, config, model } = options;
   const metrics = createMetrics(globalTable);
-  const blockHasher = await loadBlockHasher();
+  const blockHasher = options.blockHasher ?? (await loadBlockHasher());
   const front = await connectPart(options, "fe", "frontend");
   const frontend = startFrontend({
     ...front,

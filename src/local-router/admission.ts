@@ -72,6 +72,8 @@ interface Gate extends AdmissionOptions {
   readonly queue: AdmissionQueue<Admittance>;
   readonly startMs: number;
   readonly recheckMs: number;
+  /** Empty until a worker was seen. */
+  model: string;
 }
 
 /** Undefined when the config sets no threshold: then nothing waits. */
@@ -87,6 +89,7 @@ export function startAdmission(options: AdmissionOptions): Admission | undefined
     queue: new AdmissionQueue({ order, depthRules }),
     startMs: clock.nowMs(),
     recheckMs: routerPrefillLoadModel === "none" ? recheckMs : decayRecheckMs,
+    model: "",
   };
   const { queue } = gate;
   const wake = (): void => {
@@ -156,7 +159,8 @@ function arrive(gate: Gate, request: Admittance): Verdict {
   const ticket = queue.join(request, arrival, directory.selectableCount);
   if (typeof ticket === "string") return refuse(gate, ticket);
   request.ticket = ticket;
-  return wait(gate, request);
+  // A priority may have made it the head at once, and the pool may have room for it.
+  return ask(gate, request);
 }
 
 function wait(gate: Gate, request: Admittance): Verdict {
@@ -193,16 +197,19 @@ function refuse(gate: Gate, reason: RefusalReason): Verdict {
   return { type: "refuse", error: new TiergridError(code, refusals[reason], { reason }) };
 }
 
-function queueLabels({ rules, directory }: Gate) {
-  const [worker] = directory.workers.values();
-  const worker_type = workerTypeOf(rules.role);
-  return { model: worker?.card.model ?? "", worker_type, policy_class: "default" };
+/** Series keep the model that was last served while no worker is there. */
+function queueLabels(gate: Gate) {
+  const [worker] = gate.directory.workers.values();
+  if (worker) gate.model = worker.card.model;
+  const worker_type = workerTypeOf(gate.rules.role);
+  return { model: gate.model, worker_type, policy_class: "default" };
 }
 
 function collectQueueAtScrape(gate: Gate): void {
   const { metrics, queue } = gate;
   metrics.onScrape(() => {
     const labels = queueLabels(gate);
+    if (labels.model === "") return;
     metrics.gauge("dynamo_frontend_router_queue_pending_requests", labels).set(queue.count);
     metrics.gauge("dynamo_frontend_router_queue_pending_isl_tokens", labels).set(queue.islTokens);
     metrics

@@ -143,6 +143,25 @@ it("lets nobody overtake, not even for a worker that is idle", async () => {
   expect([waits.outcome, behind.outcome]).toEqual(["1", "2"]);
 });
 
+it("lets a higher priority pass at once when there is room for it", async () => {
+  const pool = await startQueue({}, 2);
+  const { clock, post } = pool;
+  const pinned = { backend_instance_id: "1" };
+  const first = post(promptOf(1, 4), { routing: pinned });
+  const waits = post(promptOf(2, 4), { routing: pinned });
+  await clock.runFor(20);
+  const urgent = post(promptOf(3, 4), { routing: { strict_priority: 1 } });
+  const stuck = post(promptOf(4, 4), { routing: { ...pinned, strict_priority: 1 } });
+  await clock.runFor(20);
+  expect([waits, urgent, stuck].map(({ outcome }) => outcome)).toEqual(["waiting", "2", "waiting"]);
+  pool.firstOutput(first.rid);
+  await clock.runFor(20);
+  expect([waits, stuck].map(({ outcome }) => outcome)).toEqual(["waiting", "1"]);
+  pool.firstOutput(stuck.rid);
+  await clock.runFor(20);
+  expect(waits.outcome).toBe("1");
+});
+
 it("answers at once who has no worker to wait for", async () => {
   const { clock, post } = await startQueue({}, 1);
   post(promptOf(1, 4));

@@ -33,6 +33,7 @@ import {
   reasonOf,
 } from "./pool-decision.ts";
 import type { LivePool } from "./pool-health.ts";
+import { createRequestSeries, type RequestSeries } from "./request-series.ts";
 import {
   countMove,
   countSelection,
@@ -44,7 +45,7 @@ import {
 
 export const poolWaitPollMs = 50;
 
-export interface PolicyContext extends DecisionContext {
+export interface PolicyOptions extends DecisionContext {
   readonly ring: DecisionRing;
   readonly metrics: GlobalMetrics;
   readonly log: Log;
@@ -52,6 +53,10 @@ export interface PolicyContext extends DecisionContext {
   readonly poolWaitMs: number;
   /** Told of every end, for the counters of the endpoint that took the request. */
   readonly onEnded: (decision: PoolDecision, durationMs: number, error?: TiergridError) => void;
+}
+
+interface PolicyContext extends PolicyOptions {
+  readonly series: RequestSeries;
 }
 
 /** An attempt that is out. */
@@ -85,7 +90,9 @@ interface FailedAttempt {
   readonly routerFault: boolean;
 }
 
-export function createGlobalPolicy(context: PolicyContext): DispatchPolicy<GlobalRequest> {
+export function createGlobalPolicy(options: PolicyOptions): DispatchPolicy<GlobalRequest> {
+  const series = createRequestSeries(options.metrics, options.model);
+  const context: PolicyContext = { ...options, series };
   return {
     admit: (dispatch) => admit(context, dispatch),
     plan: (entry) => plan(context, entry),
@@ -153,7 +160,7 @@ function routerOf(
 /** Books the attempt. */
 function send(context: PolicyContext, entry: Entry, step: PoolStep, inst: string): Plan {
   const { decision } = entry.state;
-  const { clock, health, metrics, model, log } = context;
+  const { clock, health, series, log } = context;
   const pool = decision.role.live[step.pool];
   if (!pool) return refuse(unavailable(decision, "pool_unavailable"));
   const reason = reasonOf(decision, step.via);
@@ -168,8 +175,7 @@ function send(context: PolicyContext, entry: Entry, step: PoolStep, inst: string
   health.began(pool, inst);
   const subject = generateSubject("local", inst);
   entry.state.open = { pool, inst, step, record, heard: false };
-  const labels = { model, role: pool.role, pool: pool.namespace, reason };
-  metrics.counter("tiergrid_pool_selections_total", labels).add(1);
+  series.ofPool(decision.active, pool).selections(reason).add(1);
   const chosen = hopOf(decision, step);
   if (log.isEnabled("debug")) log.debug("pool chosen", { rid: decision.rid, ...chosen });
   const control = controlSubject("local", inst);
@@ -272,22 +278,21 @@ export function heardQueued({ open }: GlobalRequest): void {
   if (open) open.heard = true;
 }
 
-function accepted({ clock, health, metrics }: PolicyContext, { open }: GlobalRequest): void {
+function accepted({ clock, health, series }: PolicyContext, request: GlobalRequest): void {
+  const { open, decision } = request;
   if (!open) return;
   const { pool, record } = open;
   open.heard = true;
   record.outcome = "accepted";
   record.tookMs = clock.nowMs() - record.startedMs;
   health.accepted(pool);
-  const labels = { role: pool.role, pool: pool.namespace };
-  metrics.histogram("tiergrid_pool_accept_seconds", labels).observe(record.tookMs / 1000);
+  series.ofPool(decision.active, pool).acceptSeconds.observe(record.tookMs / 1000);
 }
 
-function noticed({ metrics }: PolicyContext, entry: Entry, notice: RequestNotice): void {
+function noticed({ metrics, series }: PolicyContext, entry: Entry, notice: RequestNotice): void {
   // `closed` is counted where it is scored, since it mostly comes after the end.
   if (notice.type === "closed") return;
-  const labels = { kind: notice.type, state: "applied" };
-  metrics.counter("tiergrid_lifecycle_notices_total", labels).add(1);
+  series.notices(notice.type).add(1);
   // An owner that does not acknowledge is a plain client, which sends no `closed`.
   if (notice.type === "finished" && !entry.envelope.stream.acks) {
     countEnd(metrics, entry.state.decision, outcomeOf(notice));
@@ -295,24 +300,22 @@ function noticed({ metrics }: PolicyContext, entry: Entry, notice: RequestNotice
 }
 
 function ended(context: PolicyContext, entry: Entry, cause: EndCause): void {
-  const { clock, metrics } = context;
+  const { clock, metrics, series } = context;
   const { decision, open, failed } = entry.state;
   if (open) {
     const by = cause === "lost" || cause === "deadline" ? "sweep" : cause;
-    metrics.counter("tiergrid_bookings_freed_total", { by }).add(1);
+    series.freed(by).add(1);
     release(context, entry.state, open.record.outcome ?? "cancelled");
   }
   const outcome = endOutcomes[cause];
   if (outcome) countEnd(metrics, decision, outcome);
   const { role } = decision.role;
-  if (entry.attempts > 0) {
-    metrics.histogram("tiergrid_attempts_per_request", { role }).observe(entry.attempts);
-  }
+  if (entry.attempts > 0) series.attempts(role).observe(entry.attempts);
   if (cause === "refused") {
     metrics.counter("dynamo_component_errors_total", { error_type: "generate" }).add(1);
   }
   const durationMs = clock.nowMs() - entry.receivedMs;
-  metrics.histogram("dynamo_component_request_duration_seconds").observe(durationMs / 1000);
+  series.durationSeconds.observe(durationMs / 1000);
   context.onEnded(decision, durationMs, cause === "refused" ? failed?.error : undefined);
 }
 

@@ -84,7 +84,7 @@ interface Peer {
   epoch: string;
   /** Number of the newest deltas seen. */
   seq: number;
-  book: ReplicaBook;
+  readonly book: ReplicaBook;
   heardMs: number;
   doubts: number;
   lag: LeastLag;

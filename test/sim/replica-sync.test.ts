@@ -176,4 +176,4 @@ it("chooses with four synchronised replicas as with one router, and without sync
   expect(together.meanTtftMs).toBeLessThan(1.15 * single.meanTtftMs);
   expect(apart.meanError).toBeGreaterThan(0.5);
   expect(together.meanError).toBeLessThan(0.1);
-});
+}, 180_000);

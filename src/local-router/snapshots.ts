@@ -23,7 +23,7 @@ import type { EventIntake, EventRank } from "./event-intake.ts";
 export const snapshotName = "radix-state";
 export const purgerLock = "purger";
 /** Rows exported, checked or restored per turn of the event loop. */
-export const rowsPerSlice = 4096;
+export const rowsPerSlice = 2048;
 export const exportAttemptsMax = 5;
 export const readsMax = 10;
 export const readPauseMs = 100;

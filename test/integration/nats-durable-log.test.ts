@@ -1,3 +1,4 @@
+import { connect } from "nats";
 import { expect, it } from "vitest";
 import { realClock } from "../../src/base/clock.ts";
 import { mulberry32 } from "../../src/base/random.ts";
@@ -48,6 +49,30 @@ it("fails while the server is away and goes on where it was when it is back", as
   const batch = await again.next(1_000);
   seen.push(...batch.messages.map(({ sequence }) => sequence));
   expect(seen).toContain(2);
+  await log.close();
+  await server.stop();
+});
+
+it("tells what vanished on the server: chunks of an object, the stream", async () => {
+  const server = await startJetStream();
+  const log = logAt(server.url, "c");
+  const { stream, bucket } = durableNames(testNamespace, "c");
+  const subject = durableEventSubject({ namespace: testNamespace, component: "c" }, "1", 0);
+  await log.open();
+  await log.putObject("radix-state", [new Uint8Array(300_000)], "7 x");
+  const consumer = await log.consumer("router-1", 1);
+  const operator = await connect({ servers: [server.url] });
+  const { streams } = await operator.jetstreamManager();
+  await streams.purge(`OBJ_${bucket}`, { filter: `$O.${bucket}.C.>`, keep: 2 });
+  expect(await rejection(log.getObject("radix-state"))).toBe("malformed_reply");
+  expect(await log.noteOf("radix-state")).toBe("7 x");
+  await streams.delete(stream);
+  expect(await rejection(log.append(subject, new Uint8Array(1)))).toBe("not_found");
+  expect(await rejection(log.state())).toBe("not_found");
+  expect(await rejection(consumer.next(1))).toBe("not_found");
+  await log.open();
+  expect(await log.append(subject, new Uint8Array(1))).toBe(1);
+  await operator.close();
   await log.close();
   await server.stop();
 });

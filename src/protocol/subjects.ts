@@ -123,6 +123,8 @@ export const inboxPrefix = (role: BusRole, connection: string): string =>
 
 const published = /^(?:tg|_R|\$SRV)(?:\.[A-Za-z0-9_=-]+)+$/;
 const subscribed = /^(?:tg|_R|\$SRV)(?:\.(?:[A-Za-z0-9_=-]+|\*))*(?:\.>)?$/;
+/** Inboxes of our own clients: nearly all reply subjects. */
+const inbox = /^_R(?:\.[A-Za-z0-9_=-]+)+$/;
 /** Reply subjects of foreign clients: any legal NATS subject without wildcards. */
 const foreignReply = /^[!-~]+$/;
 
@@ -147,7 +149,9 @@ export function checkQueue(queue: string): void {
 
 /** True for a subject a foreign client may name for answers: no wildcard, no system subject. */
 export function isForeignReply(subject: string): boolean {
-  if (subject.length > subjectBytesMax || !foreignReply.test(subject)) return false;
+  if (subject.length > subjectBytesMax) return false;
+  if (inbox.test(subject)) return true;
+  if (!foreignReply.test(subject)) return false;
   if (subject.startsWith("$") || subject.startsWith(`${subjectRoot}.`)) return false;
   return subject.split(".").every((token) => token !== "" && token !== "*" && token !== ">");
 }

@@ -76,16 +76,19 @@ export class Dispatcher<State> {
   readonly #options: DispatcherOptions<State>;
   readonly #subscriptions: Subscription[];
   readonly #cancelSweep: CancelTimer;
+  /** Where workers tell what became of a request. */
+  readonly #noticeSubject: string;
   #draining = false;
 
   constructor(options: DispatcherOptions<State>) {
     this.#options = options;
     this.#book = new DispatchBook(options.policy, options.level);
     const { bus, clock, level, inst } = options;
+    this.#noticeSubject = noticeSubject(inst);
     this.#subscriptions = [
       bus.subscribe(generateSubject(level, inst), (message) => this.receive(message)),
       bus.subscribe(controlSubject(level, inst), (message) => this.#onControl(message)),
-      bus.subscribe(noticeSubject(inst), (message) => this.#onNotice(message)),
+      bus.subscribe(this.#noticeSubject, (message) => this.#onNotice(message)),
     ];
     this.#cancelSweep = every(clock, dispatcherDefaults.sweepPeriodMs, () =>
       this.#book.sweep(clock.nowMs(), options.gate.open),
@@ -216,14 +219,14 @@ export class Dispatcher<State> {
     plan: Plan & { readonly type: "send" },
     leftMs: number,
   ): Promise<OfferOutcome> {
-    const { bus, clock, inst, acceptTimeoutMs } = this.#options;
+    const { bus, clock, acceptTimeoutMs } = this.#options;
     const { envelope, tokens } = entry;
     if (!tokens) return { error: new TiergridError("internal_error", "the prompt is gone") };
     const forwarded: Envelope = {
       ...envelope,
       attempt: entry.attempt,
       deadlineMs: Math.max(1, Math.floor(leftMs)),
-      notify: [noticeSubject(inst), ...envelope.notify],
+      notify: [this.#noticeSubject, ...envelope.notify],
       progress: plan.progress === true,
       decisions: [...envelope.decisions, plan.decision],
     };

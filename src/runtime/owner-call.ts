@@ -222,9 +222,15 @@ export class Call {
     return encodeDispatch({ envelope, body: migratedBody(body, made), tokens: whole });
   }
 
+  /** A sink that throws loses its stream, not its neighbours'; also below. */
   #accepted(frame: AcceptedFrame): void {
     this.#record.decided(frame.decisions);
-    if (this.#places.announced(frame)) this.#tell(() => this.#request.sink.onAccepted(frame));
+    if (!this.#places.announced(frame)) return;
+    try {
+      this.#request.sink.onAccepted(frame);
+    } catch (thrown) {
+      this.#abandon(toTiergridError(thrown));
+    }
   }
 
   #output(output: EngineOutput, first: number, nowMs: number): void {
@@ -232,7 +238,11 @@ export class Call {
     if (this.#request.migration.allowed) {
       for (const token of output.tokenIds) this.#made.push(token);
     }
-    this.#tell(() => this.#request.sink.onOutput(output, first));
+    try {
+      this.#request.sink.onOutput(output, first);
+    } catch (thrown) {
+      this.#abandon(toTiergridError(thrown));
+    }
     if (this.#over || this.consumer.ackDue(nowMs) !== "frames") return;
     if (this.control !== undefined) this.#shared.ackNow(this.control);
   }
@@ -381,15 +391,6 @@ export class Call {
       tell();
     } finally {
       this.#settle();
-    }
-  }
-
-  /** A sink that throws loses its stream, not its neighbours'. */
-  #tell(tell: () => void): void {
-    try {
-      tell();
-    } catch (thrown) {
-      this.#abandon(toTiergridError(thrown));
     }
   }
 

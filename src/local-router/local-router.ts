@@ -192,12 +192,7 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
   const admin = administer(options, { roster, directory, choice, serving });
   const thresholds = serveThresholds(options.bus, inst, admin);
   const { entries, totals } = dispatcher;
-  const openRequests = (): number => entries.size;
-  const workers = () => directory.workers.values();
-  const ownBookings = (): number => load.requestCount - (sync?.counts().booked ?? 0);
-  const scraped = { clock, role: options.role, load, totals, ownBookings };
-  collectAtScrape(metrics, { ...scraped, openRequests, workers });
-  if (overlap && silence) collectEventsAtScrape(metrics, { ...overlap, silence });
+  collectMetrics(options, tables, dispatcher, sync);
   const cancelSweep = every(clock, defaultLoadLimits.staleCheckMs, () =>
     sweepBookings(options, load, dispatcher, sync),
   );
@@ -224,6 +219,21 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
       await durable?.close();
     },
   };
+}
+
+function collectMetrics(
+  { metrics, clock, role }: LocalRouterOptions,
+  { load, directory, overlap, silence }: Tables,
+  { entries, totals }: Dispatcher<LocalRequest>,
+  sync: ReplicaSync | undefined,
+): void {
+  collectAtScrape(metrics, {
+    ...{ clock, role, load, totals },
+    ownBookings: () => load.requestCount - (sync?.counts().booked ?? 0),
+    openRequests: () => entries.size,
+    workers: () => directory.workers.values(),
+  });
+  if (overlap && silence) collectEventsAtScrape(metrics, { ...overlap, silence });
 }
 
 function statsOf(

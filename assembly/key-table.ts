@@ -141,7 +141,7 @@ export function reserve(table: KeyTable, keys: u32, expected: u32 = 0): bool {
   }
   migrate(table, table.oldCapacity);
   const ahead = min(expected, max(expectedMin, 8 * needed));
-  return startGrowth(table, max(capacityFor(needed, 3, 5), capacityFor(ahead, 7, 10)));
+  return startGrowth(table, max(capacityFor(needed, 3, 5), capacityFor(ahead, 3, 4)));
 }
 
 /** Moves up to `slots` slots of a growth under way; whether some are left. */

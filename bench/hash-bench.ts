@@ -1,13 +1,14 @@
 /** H1, H2: block hashes of a prompt, bit-exact, ours against one native call per block. */
 import { mulberry32, randomU32 } from "../src/base/random.ts";
-import { loadBlockHasher } from "../src/protocol/block-hashes.ts";
+import { createBlockHasher } from "../src/protocol/block-hashes.ts";
 import { nativeBlockHashes } from "./baselines/native-block-hash.ts";
+import { benchCore } from "./bench-core.ts";
 import { type BenchRow, medianRatio } from "./bench-row.ts";
 
 const promptTokens = 32_768;
 
 export async function run(options: { quick: boolean; seed: number }): Promise<BenchRow[]> {
-  const hasher = await loadBlockHasher();
+  const hasher = createBlockHasher(await benchCore());
   const random = mulberry32(options.seed);
   const tokens = Uint32Array.from({ length: promptTokens }, () => randomU32(random) % 128_000);
   const prompts = options.quick ? 4 : 20;

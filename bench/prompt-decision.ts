@@ -11,10 +11,11 @@ import { mulberry32, randomInt } from "../src/base/random.ts";
 import { createKvIndex } from "../src/core/create-kv-index.ts";
 import { type ChoiceTables, choiceTables, chooseAndBook } from "../src/core/decision.ts";
 import type { KvIndex } from "../src/core/kv-index.ts";
+import { wasmIndexCore } from "../src/core/wasm-index.ts";
 import type { CostWeights } from "../src/core/worker-cost.ts";
 import { WorkerLoad } from "../src/core/worker-load.ts";
 import { WorkerRoster } from "../src/core/worker-roster.ts";
-import { type BlockHasher, loadBlockHasher } from "../src/protocol/block-hashes.ts";
+import { type BlockHasher, createBlockHasher } from "../src/protocol/block-hashes.ts";
 import {
   decodeDispatch,
   encodeDispatch,
@@ -22,6 +23,7 @@ import {
 } from "../src/protocol/request-frame.ts";
 import { attemptNumber, type Dispatch } from "../src/protocol/requests.ts";
 import { NaiveRouter } from "./baselines/naive-router.ts";
+import { benchCore } from "./bench-core.ts";
 import { type BenchRow, quantile } from "./bench-row.ts";
 
 const workers = 64;
@@ -51,9 +53,14 @@ export async function promptDecisionRows(
   weights: CostWeights,
 ): Promise<BenchRow[]> {
   const random = mulberry32(options.seed);
-  const hasher = await loadBlockHasher();
+  const core = await benchCore();
+  const hasher = createBlockHasher(core);
   const made = Array.from({ length: prompts }, promptMaker(random));
-  const ours = oursSide(hasher, made, weights, random);
+  const index = createKvIndex({
+    ...{ mode: "identity", random, chain: hasher.chain },
+    core: core && wasmIndexCore(core),
+  });
+  const ours = oursSide({ hasher, index, weights, random }, made);
   const naive = naiveSide(made, random);
   const rounds = options.quick ? 3 : 12;
   return (["decide", "decideWire"] as const).flatMap((way) => {
@@ -140,13 +147,8 @@ function dispatchOf(tokens: Uint32Array): Dispatch {
   };
 }
 
-function oursSide(
-  hasher: BlockHasher,
-  made: readonly Prompt[],
-  weights: CostWeights,
-  random: Random,
-): Side {
-  const index = createKvIndex({ mode: "identity", random, chain: hasher.chain });
+function oursSide(parts: Omit<Columns, "tables" | "depths">, made: readonly Prompt[]): Side {
+  const { hasher, index, random } = parts;
   const tables = choiceTables(new WorkerRoster(), new WorkerLoad(random));
   for (let slot = 0; slot < workers; slot++) {
     index.holder(String(slot), 0);
@@ -162,7 +164,7 @@ function oursSide(
   }
   const depths = new Int32Array(index.slots);
   const decide = (tokens: Uint32Array, key: string): number =>
-    decideWithColumns({ hasher, index, tables, depths, weights, random }, tokens, key);
+    decideWithColumns({ ...parts, tables, depths }, tokens, key);
   return {
     decide: ({ tokens }, key) => decide(tokens, key),
     decideWire({ frame }, key) {

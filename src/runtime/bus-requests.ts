@@ -3,7 +3,8 @@
  * of requests in flight. Every entry of the book leaves it exactly once: by a reply, a failure, its
  * timeout, its signal, or `failAll` when the connection goes.
  */
-import type { Clock } from "../base/clock.ts";
+import type { CancelSignal } from "../base/cancel.ts";
+import type { CancelTimer, Clock } from "../base/clock.ts";
 import { type ErrorCode, TiergridError } from "../base/errors.ts";
 import { checkPublishSubject } from "../protocol/subjects.ts";
 import type {
@@ -140,6 +141,9 @@ export function tellState(
 interface OpenRequest {
   readonly resolve: (message: BusMessage) => void;
   readonly reject: (error: unknown) => void;
+  readonly cancelTimer: CancelTimer;
+  readonly signal: CancelSignal | undefined;
+  readonly aborted: () => void;
 }
 
 export class RequestBook {
@@ -160,36 +164,23 @@ export class RequestBook {
 
   /** Sends through `send` and waits for the reply; rejects with one of the bus's codes. */
   ask(options: RequestOptions, send: (reply: string) => void): Promise<BusMessage> {
+    const { timeoutMs, signal } = options;
+    if (signal?.aborted) {
+      const message = "the request was cancelled before it was sent";
+      return Promise.reject(new TiergridError("cancelled", message));
+    }
+    if (this.#open.size >= requestsInFlightMax) {
+      const message = `${requestsInFlightMax} requests are in flight, none may be added`;
+      return Promise.reject(new TiergridError("bus_overloaded", message));
+    }
+    const reply = `${this.#prefix}.${(this.#next++).toString(36)}`;
     return new Promise((resolve, reject) => {
-      if (options.signal?.aborted) {
-        return reject(
-          new TiergridError("cancelled", "the request was cancelled before it was sent"),
-        );
-      }
-      if (this.#open.size >= requestsInFlightMax) {
-        const message = `${requestsInFlightMax} requests are in flight, none may be added`;
-        return reject(new TiergridError("bus_overloaded", message));
-      }
-      const reply = `${this.#prefix}.${(this.#next++).toString(36)}`;
-      const aborted = (): void => this.fail(reply, "cancelled", "the request was cancelled");
-      const cancelTimer = this.#clock.after(options.timeoutMs, () =>
-        this.fail(reply, "request_timeout", `no reply within ${options.timeoutMs} ms`),
+      const cancelTimer = this.#clock.after(timeoutMs, () =>
+        this.fail(reply, "request_timeout", `no reply within ${timeoutMs} ms`),
       );
-      const leave = (): void => {
-        cancelTimer();
-        options.signal?.removeEventListener("abort", aborted);
-      };
-      this.#open.set(reply, {
-        resolve: (message) => {
-          leave();
-          resolve(message);
-        },
-        reject: (error) => {
-          leave();
-          reject(error);
-        },
-      });
-      options.signal?.addEventListener("abort", aborted, { once: true });
+      const aborted = (): void => this.fail(reply, "cancelled", "the request was cancelled");
+      this.#open.set(reply, { resolve, reject, cancelTimer, signal, aborted });
+      signal?.addEventListener("abort", aborted, { once: true });
       try {
         send(reply);
       } catch (error) {
@@ -213,7 +204,10 @@ export class RequestBook {
 
   #take(reply: string): OpenRequest | undefined {
     const open = this.#open.get(reply);
-    if (open) this.#open.delete(reply);
+    if (!open) return undefined;
+    this.#open.delete(reply);
+    open.cancelTimer();
+    open.signal?.removeEventListener("abort", open.aborted);
     return open;
   }
 }

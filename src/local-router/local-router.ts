@@ -122,6 +122,8 @@ export interface LocalStats {
   readonly bookings: number;
   /** Distinct (block, holder) pairs booked. */
   readonly bookedBlocks: number;
+  /** Requests the latency model follows; 0 in cost mode `blocks`. */
+  readonly latencyRequests: number;
   readonly index: IndexStats | undefined;
   /** Blocks that workers are believed to have because prompts were sent to them. */
   readonly predictedBlocks: number;
@@ -237,7 +239,7 @@ function collectMetrics(
 }
 
 function statsOf(
-  { load, overlap, prediction }: Tables,
+  { load, latency, overlap, prediction }: Tables,
   openRequests: number,
   sync: ReplicaSync | undefined,
 ): Omit<LocalStats, "waiting"> {
@@ -245,6 +247,7 @@ function statsOf(
     openRequests,
     bookings: load.requestCount,
     bookedBlocks: load.sharedBlockCount,
+    latencyRequests: latency?.cost.book.requestCount ?? 0,
     index: overlap?.index.stats(),
     predictedBlocks: prediction?.index.size ?? 0,
     replicas: sync?.counts(),

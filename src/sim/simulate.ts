@@ -42,6 +42,7 @@ export interface SimulationOptions {
   readonly routersPerPool: number;
   /** KV events through a durable stream; absent = on the bus. */
   readonly durable?: boolean;
+  readonly costMode?: KvRouterConfig["routerCostMode"];
 }
 
 export interface SimulationReport {
@@ -140,9 +141,11 @@ export async function simulate(options: SimulationOptions): Promise<SimulationRe
 /** A few messages are enough for a snapshot, so that restarted routers find some. */
 const durableSnapshotThreshold = 5;
 
-function kvRouterOf({ routersPerPool, durable = false }: SimulationOptions): KvRouterConfig {
+function kvRouterOf(options: SimulationOptions): KvRouterConfig {
+  const { routersPerPool, durable = false, costMode = "blocks" } = options;
   return {
     ...defaultKvRouterConfig,
+    routerCostMode: costMode,
     routerReplicaSync: routersPerPool > 1,
     durableKvEvents: durable,
     ...(durable ? { routerSnapshotThreshold: durableSnapshotThreshold } : {}),
@@ -371,9 +374,10 @@ function violationsOf(
   resident: ReadonlyMap<string, number>,
 ): string[] {
   const found: string[] = [];
-  const { openRequests, bookings, bookedBlocks } = router.stats;
-  if (openRequests + bookings + bookedBlocks > 0) {
-    const books = `${openRequests} requests, ${bookings} bookings, ${bookedBlocks} blocks`;
+  const { openRequests, bookings, bookedBlocks, latencyRequests } = router.stats;
+  if (openRequests + bookings + bookedBlocks + latencyRequests > 0) {
+    const booked = `${bookings} bookings, ${bookedBlocks} blocks, ${latencyRequests} latencies`;
+    const books = `${openRequests} requests, ${booked}`;
     found.push(`I3 router holds ${books}`);
   }
   const holders = router.holders();

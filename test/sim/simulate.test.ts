@@ -1,6 +1,6 @@
 import { expect, it } from "vitest";
 import { loadPoolConfigFile } from "../../src/config/load-pool-config.ts";
-import { type SimulationReport, simulate } from "../../src/sim/simulate.ts";
+import { type SimulationOptions, type SimulationReport, simulate } from "../../src/sim/simulate.ts";
 
 const loaded = await loadPoolConfigFile("pool-configs/demo.json", { ownNamespace: "dynamo" });
 
@@ -13,10 +13,11 @@ function run(
   faults: number,
   routersPerPool = 1,
   durable = false,
+  costMode: SimulationOptions["costMode"] = "blocks",
 ): Promise<SimulationReport> {
   if (!loaded.ok) throw new Error(JSON.stringify(loaded.faults));
   const { config } = loaded;
-  const counts = { requests: 40, faults, workersPerPool: 2, routersPerPool, durable };
+  const counts = { requests: 40, faults, workersPerPool: 2, routersPerPool, durable, costMode };
   return simulate({ seed, config, spanMs: 12_000, ...counts });
 }
 
@@ -56,6 +57,15 @@ it.each(Array.from({ length: Math.ceil(seeds / 8) }, (_, at) => firstSeed + at))
   "keeps every invariant in durable mode under the faults of seed %i",
   async (seed) => {
     const report = await run(seed, 8, 1 + (seed % 2), true);
+    expect(report.violations, `seed ${seed}`).toEqual([]);
+    expect(report.completed + report.failed + report.cancelled).toBe(40);
+  },
+);
+
+it.each(Array.from({ length: Math.ceil(seeds / 8) }, (_, at) => firstSeed + at))(
+  "keeps every invariant in cost mode latency under the faults of seed %i",
+  async (seed) => {
+    const report = await run(seed, 8, 1 + (seed % 2), false, "latency");
     expect(report.violations, `seed ${seed}`).toEqual([]);
     expect(report.completed + report.failed + report.cancelled).toBe(40);
   },

@@ -16,6 +16,7 @@ import { type Clock, sleep } from "../base/clock.ts";
 import { TiergridError, toTiergridError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
 import { decodeKvEvents } from "../protocol/kv-event-frame.ts";
+import type { KvEventBatch } from "../protocol/kv-events.ts";
 import type { Bus } from "../runtime/bus.ts";
 import { leaseTiming, watchInstances } from "../runtime/discovery.ts";
 import type { DurableConsumer, DurableLog, DurableMessage } from "../runtime/durable-log.ts";
@@ -196,6 +197,8 @@ async function begin(actor: Actor): Promise<DurableConsumer> {
   if (!actor.begun) return beginFirst(actor);
   const { lastSequence } = await stream.state();
   if (actor.sequence > lastSequence) rebuild(actor);
+  // The old one may wait for acknowledgements of messages that never arrived.
+  await stream.deleteConsumer(consumerName);
   return stream.consumer(consumerName, actor.sequence + 1);
 }
 
@@ -302,18 +305,24 @@ async function unlessEnded<T>({ ending }: Actor, asked: Promise<T>): Promise<T |
 }
 
 function apply(actor: Actor, { sequence, payload }: DurableMessage): void {
-  const { tables, totals, log } = actor;
+  const { tables, totals, upkeep } = actor;
   // A message that was delivered before comes again when its acknowledgement got lost.
   actor.sequence = Math.max(actor.sequence, sequence);
+  const batch = readBatch(actor, payload);
+  if (!batch) return;
+  if (actor.isPresent(batch) || upkeep.isAbsent(batch.workerId)) {
+    tables.intake.onEvents(batch);
+    totals.applied++;
+  } else totals.foreign++;
+}
+
+function readBatch({ totals, log }: Actor, payload: Uint8Array): KvEventBatch | undefined {
   try {
-    const batch = decodeKvEvents(payload);
-    if (actor.isPresent(batch) || actor.upkeep.isAbsent(batch.workerId)) {
-      tables.intake.onEvents(batch);
-      totals.applied++;
-    } else totals.foreign++;
+    return decodeKvEvents(payload);
   } catch (thrown) {
     totals.malformed++;
     const error = toTiergridError(thrown).message;
     if (totals.malformed === 1) log.warn("a message of the stream could not be read", { error });
+    return undefined;
   }
 }

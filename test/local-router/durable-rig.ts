@@ -2,7 +2,7 @@
  * A durable pool under one manual clock: workers that do as an engine's cache does, a store that
  * keeps their events, and routers that follow it with a real index and intake.
  */
-import { ManualClock } from "../../src/base/clock.ts";
+import { type Clock, ManualClock } from "../../src/base/clock.ts";
 import { mulberry32, type Random, randomInt } from "../../src/base/random.ts";
 import { createKvIndex } from "../../src/core/create-kv-index.ts";
 import type { KvIndex } from "../../src/core/kv-index.ts";
@@ -95,7 +95,8 @@ export function newDurablePool(seed: number) {
   };
 }
 
-function newWorker(clock: ManualClock, random: Random, log: DurableLog, id: string): RigWorker {
+/** A worker with a cache that writes its events into `log`. */
+export function newWorker(clock: Clock, random: Random, log: DurableLog, id: string): RigWorker {
   const ring = new EventRing({ workerId: id, chain, random });
   const subject = durableEventSubject(pool, id, 0);
   const events = createDurableEvents({
@@ -140,8 +141,8 @@ function newWorker(clock: ManualClock, random: Random, log: DurableLog, id: stri
   };
 }
 
-interface RouterParts {
-  readonly clock: ManualClock;
+export interface RouterParts {
+  readonly clock: Clock;
   readonly random: Random;
   readonly bus: DurableIntakeOptions["bus"];
   readonly inst: string;
@@ -149,7 +150,11 @@ interface RouterParts {
   readonly stream: DurableLog;
 }
 
-function newRouter(parts: RouterParts, change: Partial<DurableIntakeOptions>): RigRouter {
+/** A router's index and intake behind `stream`. */
+export function newRouter(
+  parts: RouterParts,
+  change: Partial<DurableIntakeOptions> = {},
+): RigRouter {
   const { clock, random, bus, inst, workers, stream } = parts;
   const index = createKvIndex({ mode: "opaque", random, chain });
   let asked = 0;

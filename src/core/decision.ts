@@ -59,7 +59,7 @@ export interface ChoiceRequest {
   readonly preferredTaints?: ReadonlyMap<string, number> | undefined;
   /** Expected duration of the prefill for its decay; absent = unknown. */
   readonly expectedPrefillMs?: number | undefined;
-  /** Sequence hashes of the prompt's full blocks; absent = `sequence`. */
+  /** Sequence hashes by which prompts under way share when `sequence` is empty; absent = none do. */
   readonly promptHashes?: Uint32Array | undefined;
   readonly expectedOutputTokens?: number | undefined;
   /**
@@ -239,7 +239,6 @@ function costInput(tables: ChoiceTables, request: ChoiceRequest): CostInput {
   const { settings, sequence } = request;
   scratch.cover(roster.order.length);
   load.sharedPrefix(sequence, scratch.shared);
-  latency?.pendingPrefix(request.promptHashes ?? sequence, scratch.pendingPrefix);
   return {
     nowMs: request.nowMs,
     islTokens: request.islTokens,
@@ -256,10 +255,24 @@ function costInput(tables: ChoiceTables, request: ChoiceRequest): CostInput {
     },
     shared: scratch.shared,
     taintPull: taintPull(tables, request),
-    pendingPrefix: latency ? scratch.pendingPrefix : undefined,
+    bookedPrefix: latency && bookedPrefix(latency, scratch, request),
     expectedOutputTokens: request.expectedOutputTokens,
     fitTargetMs: request.fitTargetMs,
   };
+}
+
+/**
+ * What the slot's requests have computed or are about to, whether or not its engine has said so. The
+ * load book knows it of requests whose blocks it tracks.
+ */
+function bookedPrefix(
+  latency: LatencyBook,
+  { shared, pendingPrefix }: ChoiceScratch,
+  { sequence, promptHashes }: ChoiceRequest,
+): Int32Array {
+  if (sequence.length > 0 || !promptHashes) return shared;
+  latency.pendingPrefix(promptHashes, pendingPrefix);
+  return pendingPrefix;
 }
 
 function taintPull(tables: ChoiceTables, request: ChoiceRequest): Float64Array | undefined {

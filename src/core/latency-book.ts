@@ -45,7 +45,10 @@ export interface LatencyDispatch {
   readonly nowMs: number;
   readonly uncachedTokens: number;
   readonly cachedTokens: number;
-  /** Sequence hashes of the prompt's full blocks, lanes interleaved; empty = unknown. */
+  /**
+   * Sequence hashes of the prompt's full blocks, lanes interleaved, when nobody else tracks them;
+   * else empty.
+   */
   readonly sequence: Uint32Array;
 }
 
@@ -381,7 +384,8 @@ export function latencyObserver(book: LatencyBook): LoadObserver {
       book.dispatched({
         ...{ key, slot, nowMs, cachedTokens },
         uncachedTokens: prefillTokens,
-        sequence: promptHashes ?? sequence,
+        // Blocks that the load tracks it can compare itself.
+        sequence: sequence.length === 0 && promptHashes ? promptHashes : noBlocks,
       });
     },
     prefillCompleted: (key, nowMs, cachedTokens) => book.firstToken(key, nowMs, cachedTokens),

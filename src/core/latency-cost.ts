@@ -75,10 +75,10 @@ export function latencyCost(options: LatencyCostOptions): CostMode {
 
 /** Prompt tokens the holder need not compute; one token is always computed. */
 function cachedTokens(input: CostInput, slot: number): number {
-  const { islTokens, blockSize, overlap, pendingPrefix } = input;
+  const { islTokens, blockSize, overlap, bookedPrefix } = input;
   const device = overlap.device[slot] ?? 0;
   const known = device + (overlap.hostExt?.[slot] ?? 0) + (overlap.diskExt?.[slot] ?? 0);
-  const blocks = Math.max(known, pendingPrefix?.[slot] ?? 0);
+  const blocks = Math.max(known, bookedPrefix?.[slot] ?? 0);
   return Math.min(blocks, Math.floor((islTokens - 1) / blockSize)) * blockSize;
 }
 
@@ -90,9 +90,9 @@ function measureAt(
   measure: Measure,
 ): number {
   const { book, weights, gpus } = options;
-  const model = book.modelAt(slot);
-  if (!model) return Number.NaN;
   const { role } = book;
+  measure.cost = Number.NaN;
+  if (!book.modelAt(slot)) return measure.cost;
   measureDecode(options, input, slot, measure);
   measure.cachedTokens = cachedTokens(input, slot);
   if (role === "decode") {
@@ -116,10 +116,13 @@ function measureAt(
 
 /** A decode worker is held to an ITL target, the others to one of TTFT. */
 function scoreOf(measure: Measure, targetMs: number, { book, gpus }: LatencyCostOptions): number {
-  const predictedMs = book.role === "decode" ? measure.itlMs : measure.ttftMs;
-  const gpuMs = measure.prefillGpuMs + measure.decodeGpuMs;
-  return bestFitScore({ predictedMs, gpuMs, gpus }, targetMs);
+  fit.predictedMs = book.role === "decode" ? measure.itlMs : measure.ttftMs;
+  fit.gpuMs = measure.prefillGpuMs + measure.decodeGpuMs;
+  fit.gpus = gpus;
+  return bestFitScore(fit, targetMs);
 }
+
+const fit = { predictedMs: 0, gpuMs: 0, gpus: 0 };
 
 /** d, d', and harm and full by their weights. */
 function measureDecode(

@@ -56,8 +56,8 @@ export interface CostInput {
   readonly shared: Int32Array;
   /** Sum of the weights of the preferred taints that the slot's worker has, if any are asked. */
   readonly taintPull?: Float64Array | undefined;
-  /** Blocks of the prompt that prompts queued on the slot begin with; `latency` mode. */
-  readonly pendingPrefix?: Int32Array | undefined;
+  /** Blocks of the prompt that requests booked on the slot begin with; `latency` mode. */
+  readonly bookedPrefix?: Int32Array | undefined;
   readonly expectedOutputTokens?: number | undefined;
   /** Price by best fit to this target instead of by cost; `latency` mode. */
   readonly fitTargetMs?: number | undefined;

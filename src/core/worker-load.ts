@@ -52,7 +52,7 @@ export interface Booking {
   readonly prefillTokens: number;
   /** Prompt tokens that are; absent = unknown. */
   readonly cachedTokens?: number | undefined;
-  /** Sequence hashes of the prompt when `sequence` tracks others, or none. */
+  /** Sequence hashes by which prompts under way share when `sequence` is empty; absent = none do. */
   readonly promptHashes?: Uint32Array | undefined;
   /** Expected duration of this prefill; 0 = unknown, no decay. */
   readonly expectedPrefillMs: number;

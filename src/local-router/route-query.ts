@@ -28,6 +28,8 @@ export interface RouteQuery {
   readonly sequence: Uint32Array;
   /** Those of them to book; empty when blocks are not tracked, or are private. */
   readonly tracked: Uint32Array;
+  /** Those by which prompts under way share; empty when no reuse is assumed. */
+  readonly promptHashes: Uint32Array;
   /** Full blocks to book that nobody can share. */
   readonly privateBlocks: number;
   readonly constraints: WorkerConstraints;
@@ -74,6 +76,7 @@ export function readRouteQuery(rules: PoolRules, request: RouteRequest): RouteQu
     blocks,
     sequence,
     tracked: tracks && reuses ? sequence : none,
+    promptHashes: reuses ? sequence : none,
     privateBlocks: tracks && !reuses ? blocks : 0,
     constraints: constraintsOf(body, phase),
     preferredTaints: preferredTaintsOf(body.routing ?? {}),

@@ -69,7 +69,7 @@ export function createWorkerChoice(context: ChoiceContext, askRandom: Random): W
     overlap: match(query),
     constraints: query.constraints,
     preferredTaints: query.preferredTaints,
-    promptHashes: query.sequence,
+    promptHashes: query.promptHashes,
     expectedOutputTokens: query.expectedOutputTokens,
     fitTargetMs: query.fitTargetMs,
     settings: query.settings,

@@ -230,7 +230,9 @@ it("agrees with a naive recount under random lifecycles, booked through the load
           naive.set(key, { slot, uncached, cached, queued, sentMs: nowMs });
         }
         load.add({
-          ...{ key, slot, nowMs, sequence, privateBlocks: 0, expectedPrefillMs: 0 },
+          ...{ key, slot, nowMs, privateBlocks: 0, expectedPrefillMs: 0 },
+          sequence: new Uint32Array(0),
+          promptHashes: sequence,
           prefillTokens: uncached,
           cachedTokens: cached,
         });

@@ -121,9 +121,9 @@ it.each(["latency_default", "latency_ttft_only"] as const)("prices every term of
   expect(cheapest.map(({ worker_id }) => worker_id)).toEqual(winners);
 });
 
-it("counts blocks of queued prompts as cached where they reach further than the index", () => {
-  const pendingPrefix = Int32Array.of(90, 10, 0, 0);
-  const [first, second, third] = termsOf(bookOf(), inputOf({ pendingPrefix }));
+it("counts blocks of booked prompts as cached where they reach further than the index", () => {
+  const bookedPrefix = Int32Array.of(90, 10, 0, 0);
+  const [first, second, third] = termsOf(bookOf(), inputOf({ bookedPrefix }));
   expect(first?.cachedTokens).toBe(90 * 64);
   expect(second?.cachedTokens).toBe(10 * 64);
   expect(third?.cachedTokens).toBe(40 * 64);

@@ -9,7 +9,8 @@
  *     (SUB, PING) beside them, between two messages.
  *   - A full block is written at once, so at most `blockBytes` wait here. A payload of
  *     `ownWriteBytes` or more is not copied.
- *   - The block is filled again only when the socket has passed it on; else a new one is.
+ *   - What the socket has not passed on is never written to: it has a copy, or the block itself and
+ *     a new one is filled.
  */
 import type { Clock } from "../base/clock.ts";
 import type { PublishOptions } from "./bus.ts";
@@ -77,8 +78,12 @@ export class NatsOutbox {
     const socket = this.#socket();
     const bytes = this.#block.subarray(0, this.#used);
     this.#used = 0;
-    socket?.write(bytes);
-    if (socket && socket.writableLength > 0) this.#block = Buffer.allocUnsafeSlow(blockBytes);
+    // Behind others it waits as a copy of its size, not as a whole block.
+    if (socket && socket.writableLength > 0) socket.write(Buffer.from(bytes));
+    else {
+      socket?.write(bytes);
+      if (socket && socket.writableLength > 0) this.#block = Buffer.allocUnsafeSlow(blockBytes);
+    }
   }
 
   #writeAlone(head: string, payload: Uint8Array): void {

@@ -16,7 +16,17 @@ import {
   takeBit as takeAnyBit,
 } from "./holder-bits";
 import { flip, release, retain, setHas, setsFull, wordsOf, wordsPerSet } from "./holder-sets";
-import { find, insertMissed, KeyTable, migrate, newTable, removeAt, reserve, slotBytes, valueOf } from "./key-table";
+import {
+  find,
+  insertMissed,
+  KeyTable,
+  migrate,
+  newTable,
+  removeAt,
+  reserve,
+  slotBytes,
+  valueOf,
+} from "./key-table";
 import { clearFreed } from "./regions";
 
 /** Slots looked at per event by a pass over the table. */

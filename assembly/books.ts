@@ -1,9 +1,10 @@
 /**
  * What one holder has, and the two ways it changes: a bit of a block comes or goes.
  *
- *   book   bit0..bit3   its bit per tier, -1 until the first block there; that of the device at once
+ *   book   bit0..bit3   its bit per tier, -1 until the first block there; the device's at once
  *          blocks       held in any tier
  *          digest       XOR of their own keys
+ *          expected     blocks that it is made for
  *          names        engine hash -> own key; null in identity mode
  *
  * The caller keeps the address of a book as its handle and never uses it after `closeBook`.
@@ -16,7 +17,7 @@ import { free, mustAllocate } from "./regions";
 
 export const tierCount: u32 = 4;
 
-/** What `addTo` (beside `setsFull`) and `dropFrom` did: nothing, all, or to one of several tiers. */
+/** What `addTo` (beside `setsFull`) and `dropFrom` did: nothing, all, or one of several tiers. */
 export const nothing: i32 = 0;
 export const wholeBlock: i32 = 1;
 export const oneTier: i32 = 2;

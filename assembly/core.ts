@@ -1,6 +1,6 @@
 /**
- * What the module exports: block hashes, and the KV index of one instance. Addresses and sizes are in
- * bytes; a book is the handle of what one holder has. Any call may grow the memory.
+ * What the module exports: block hashes, and the KV index of one instance. Addresses and sizes are
+ * in bytes; a book is the handle of what one holder has. Any call may grow the memory.
  */
 import { openBlocks, table } from "./block-holders";
 import { Book, openBooks, pairs, slowTiers } from "./books";
@@ -77,7 +77,7 @@ export function usedBytes(): usize {
   return heapBytes();
 }
 
-/** Rows of the last slice: their address, their bytes, and the place where the next slice starts. */
+/** Rows of the last slice: their address, their bytes, and where the next slice starts. */
 export function rowsAt(): usize {
   return rows;
 }

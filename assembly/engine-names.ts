@@ -4,12 +4,24 @@
  *   table               stale               current
  *   name -> own key     own key -> count    own key -> name
  *
- * - A block has one current name; a name that another one replaced stays in `table`, so that its late
- *   removal is recognised, but addresses nothing.
+ * - A block has one current name; a name that another one replaced stays in `table`, so that its
+ *   late removal is recognised, but addresses nothing.
  * - `stale` has exactly the own keys with replaced names, and how many; `current` has those of them
  *   that are held. Both are absent in normal operation; `reserveNames` purges at `replacedMax`.
  */
-import { find, freeTable, insertMissed, keyAt, KeyTable, migrate, newTable, removeAt, reserve, slotBytes, valueOf } from "./key-table";
+import {
+  find,
+  freeTable,
+  insertMissed,
+  keyAt,
+  KeyTable,
+  migrate,
+  newTable,
+  removeAt,
+  reserve,
+  slotBytes,
+  valueOf,
+} from "./key-table";
 import { free, mustAllocate } from "./regions";
 
 /** Own keys with replaced names that one holder keeps. */

@@ -7,10 +7,19 @@
  *
  * - An event that is refused for its content changes nothing; one that is refused for want of room
  *   has stored the blocks before.
- * - Own keys take the place of the local hashes, so that a whole event is chained before it is stored.
+ * - Own keys take the place of the local hashes: a whole event is chained before it is stored.
  */
 import { advance, table } from "./block-holders";
-import { addTo, Book, dropFrom, dropFromAll, nothing, tierCount, tiersOf, wholeBlock } from "./books";
+import {
+  addTo,
+  Book,
+  dropFrom,
+  dropFromAll,
+  nothing,
+  tierCount,
+  tiersOf,
+  wholeBlock,
+} from "./books";
 import {
   EngineNames,
   isReplaced,

@@ -6,7 +6,7 @@
  *   slot    [  0   |  –    |  –   |  –   ]   holder slot
  *   live      1     0      0      0          whether the match over device memory sees it
  *
- * - A retired bit is masked at once and costs nothing; it is free after a whole pass over the table.
+ * - A retired bit is masked at once and costs nothing; a whole pass over the table frees it.
  */
 import { reserveBits } from "./holder-sets";
 import { enlarge } from "./regions";

@@ -1,6 +1,7 @@
 /**
- * Interned sets of bits (holder, tier). A set is immutable and has an id; equal sets have equal ids,
- * so a block slot holds one id whatever the number of holders, and "same holders" is one compare.
+ * Interned sets of bits (holder, tier). A set is immutable and has an id; equal sets have equal
+ * ids, so a block slot holds one id whatever the number of holders, and "same holders" is one
+ * compare.
  *
  *   id        0      1      2      3
  *   words  [ ---- | A--- | AB-- | -B-- ]   wordsPerSet u32 each, bit = holder

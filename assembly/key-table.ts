@@ -9,8 +9,9 @@
  *                            ^ oldAt
  *   current [ k v   ·   k v   ·    ·   k v   ·   · ]
  *
- * - Keys come from outside; home slots depend on secrets, so nobody can aim many keys at one run. The
- *   two reserved key words (empty, dead) are taken for their neighbours; nobody can aim at them either.
+ * - Keys come from outside; home slots depend on secrets, so nobody can aim many keys at one run.
+ *   The two reserved key words (empty, dead) are taken for their neighbours; nobody can aim at them
+ *   either.
  * - Load stays at or below 3/4. A probe longer than `probeMax` rebuilds with
  *   another multiplier. Growth keeps it: slots move in order, and a slice touches few pages.
  * - Addresses that `find` and `insertMissed` answer are valid until the next call that changes the

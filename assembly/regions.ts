@@ -7,8 +7,8 @@
  *
  * - Free and fresh bytes are zero but for the link, so a region handed out needs no clearing.
  * - Neighbours merge, so what a table leaves behind when it grows by halves serves it again.
- * - A freed region is dirty until slices of `clearFreed` have zeroed it from its end; a small one is
- *   zeroed at once.
+ * - A freed region is dirty until slices of `clearFreed` have zeroed it from its end; a small one
+ *   is zeroed at once.
  * - Sizes are multiples of 16; the first words of a free or dirty region are its link: next, bytes.
  */
 

@@ -1,4 +1,4 @@
-/** Finds an engine hash that occurs twice in one event, with a stamped table that is never cleared. */
+/** Finds an engine hash that occurs twice in one event, by a stamped table that is not cleared. */
 import { randomU64 } from "./random";
 import { free, mustAllocate } from "./regions";
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env node
 /**
- * Compiles `assembly/` to `dist/core.wasm`, about 4 s; does nothing when the module is newer than its
- * sources. Without the compiler (an install of production dependencies) it says so and exits 0: the
- * TypeScript core serves.
+ * Compiles `assembly/` to `dist/core.wasm`, about 4 s; does nothing when the module is newer than
+ * its sources. Without the compiler (an install of production dependencies) it says so and exits 0:
+ * the TypeScript core serves.
  */
 import { mkdirSync, readdirSync, renameSync, statSync } from "node:fs";
 import { join, resolve } from "node:path";

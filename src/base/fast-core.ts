@@ -22,7 +22,7 @@ export interface CoreLoad {
   readonly fallback: string | undefined;
 }
 
-/** Addresses and sizes are in bytes; memory may grow in a call, which detaches views made before. */
+/** Addresses and sizes are in bytes; any call may grow the memory, which detaches its views. */
 export interface CoreExports {
   readonly memory: { readonly buffer: ArrayBuffer };
   /** Address of a zeroed region, a multiple of 16; 0 when memory is at its limit. */

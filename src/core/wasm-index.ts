@@ -1,6 +1,6 @@
 /**
- * The KV index on an instance of its own of the fast core: tables and rules live in `assembly/`, who
- * the holders are lives here.
+ * The KV index on an instance of its own of the fast core: tables and rules live in `assembly/`,
+ * who the holders are lives here.
  *
  *   holder slot ──▶ book (what it has)     staged copy of a slot ──▶ another book
  *

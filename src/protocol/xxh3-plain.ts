@@ -1,6 +1,7 @@
 /**
- * XXH3-64 as its specification reads (github.com/Cyan4973/xxHash/doc/xxhash_spec.md), on BigInt: the
- * oracle of the fast core and what serves where the module is missing. Hundreds of times as slow.
+ * XXH3-64 as its specification reads (github.com/Cyan4973/xxHash/doc/xxhash_spec.md), on BigInt:
+ * the oracle of the fast core and what serves where the module is missing. Hundreds of times as
+ * slow.
  */
 import { hashesMax, inputBytesMax, type Xxh3 } from "./xxh3.ts";
 

@@ -25,6 +25,7 @@ import type { Log } from "../runtime/log.ts";
 import type { EventIntake, HolderKey } from "./event-intake.ts";
 import type { HeldIntake } from "./held-intake.ts";
 import {
+  discardSnapshot,
   type LoadedSnapshot,
   loadSnapshot,
   purgerLock,
@@ -259,7 +260,7 @@ async function restore(actor: Actor, { note, bytes }: LoadedSnapshot): Promise<v
 async function discard({ stream, inst }: Actor, note: string): Promise<void> {
   const lock = await stream.lock(purgerLock, inst);
   if (!lock) return;
-  if ((await stream.noteOf(snapshotName)) === note) await stream.deleteObject(snapshotName);
+  await discardSnapshot(stream, note);
   await lock.release();
 }
 

@@ -108,7 +108,8 @@ async function exportRows({
 
 /**
  * Uploads a snapshot, reads it back and purges what it contains and every consumer has. The caller
- * has `lock`. Throws what the log throws, and `malformed_reply` when another snapshot came back.
+ * has `lock`; should it run out meanwhile, nothing is purged. Throws what the log throws, and
+ * `malformed_reply` when other bytes came back; then the object is gone.
  */
 export async function saveSnapshot(
   log: DurableLog,
@@ -117,12 +118,24 @@ export async function saveSnapshot(
   lock: DurableLock,
 ): Promise<void> {
   await log.putObject(snapshotName, made.parts, made.note);
-  const stored = await log.getObject(snapshotName);
-  if (stored?.note !== made.note) {
-    throw new TiergridError("malformed_reply", "the snapshot that came back is another one");
+  try {
+    const stored = await log.getObject(snapshotName);
+    if (stored?.note !== made.note) {
+      throw new TiergridError("malformed_reply", "the snapshot that came back is another one");
+    }
+    await checkedSnapshot(stored.bytes, clock);
+  } catch (thrown) {
+    if (toTiergridError(thrown).code === "malformed_reply") {
+      await discardSnapshot(log, made.note);
+    }
+    throw thrown;
   }
-  await checkedSnapshot(stored.bytes, clock);
   if (await lock.renew()) await purgeContained(log, made.sequence);
+}
+
+/** Deletes a bad snapshot, unless another one has taken its place. */
+export async function discardSnapshot(log: DurableLog, note: string): Promise<void> {
+  if ((await log.noteOf(snapshotName)) === note) await log.deleteObject(snapshotName);
 }
 
 /** Purges up to `sequence` or the newest message that every consumer has acknowledged. */

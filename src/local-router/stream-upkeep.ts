@@ -92,7 +92,10 @@ interface Upkeep extends UpkeepOptions {
   readonly absentees: Map<string, number>;
   /** Sequence applied at a time, oldest first; all beyond the snapshot. */
   readonly marks: { readonly sequence: number; readonly atMs: number }[];
+  /** Of the snapshot that is there, whoever made it. */
   snapshotSequence: number;
+  /** Of the newest snapshot that this router has read back whole. */
+  verifiedSequence: number;
   messages: number;
   nextTickMs: number;
   nextSaveMs: number;
@@ -109,6 +112,7 @@ export function startUpkeep(options: UpkeepOptions): StreamUpkeep {
     absentees: new Map(),
     marks: [],
     snapshotSequence: 0,
+    verifiedSequence: 0,
     messages: 0,
     nextTickMs: clock.nowMs(),
     nextSaveMs: 0,
@@ -132,10 +136,12 @@ export function startUpkeep(options: UpkeepOptions): StreamUpkeep {
     otherRouters: () => otherRouters(upkeep),
     restored(sequence, ranks) {
       upkeep.snapshotSequence = sequence;
+      upkeep.verifiedSequence = sequence;
       for (const { workerId } of ranks) upkeep.absentees.set(workerId, 0);
     },
     streamLost() {
       upkeep.snapshotSequence = 0;
+      upkeep.verifiedSequence = 0;
       upkeep.marks.length = 0;
       upkeep.exposed = true;
     },
@@ -170,7 +176,7 @@ async function tick(upkeep: Upkeep, sequence: number): Promise<void> {
   if (threshold === null || upkeep.saving || clock.nowMs() < upkeep.nextSaveMs) return;
   const contained = Math.max(upkeep.snapshotSequence, firstSequence - 1);
   if (sequence - contained > threshold || isOverdue(upkeep)) await snapshot(upkeep, sequence);
-  else if (messages > threshold && upkeep.snapshotSequence >= firstSequence) await purge(upkeep);
+  else if (messages > threshold && purgeable(upkeep) >= firstSequence) await purge(upkeep);
 }
 
 /** Counts only while our own bus works: workers cannot be heard before. */
@@ -232,6 +238,7 @@ async function save(upkeep: Upkeep, made: MadeSnapshot, lock: DurableLock): Prom
   try {
     await saveSnapshot(stream, clock, made, lock);
     totals.savedSnapshots++;
+    upkeep.verifiedSequence = sequence;
     upkeep.exposed = false;
     const bytes = made.parts.reduce((sum, part) => sum + part.length, 0);
     log.info("snapshot saved", { sequence, bytes, ms: Math.round(clock.nowMs() - startMs) });
@@ -244,11 +251,17 @@ async function save(upkeep: Upkeep, made: MadeSnapshot, lock: DurableLock): Prom
   upkeep.saving = undefined;
 }
 
+/** What may go: the snapshot that is there has it, and so had one that was read back. */
+function purgeable({ snapshotSequence, verifiedSequence }: Upkeep): number {
+  return Math.min(snapshotSequence, verifiedSequence);
+}
+
 /** What a consumer was still behind at the last snapshot. */
-async function purge({ stream, inst, snapshotSequence }: Upkeep): Promise<void> {
+async function purge(upkeep: Upkeep): Promise<void> {
+  const { stream, inst } = upkeep;
   const lock = await stream.lock(purgerLock, inst);
   if (!lock) return;
-  await purgeContained(stream, snapshotSequence);
+  await purgeContained(stream, purgeable(upkeep));
   await lock.release();
 }
 

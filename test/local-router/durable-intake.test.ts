@@ -108,6 +108,28 @@ it("throws a corrupted snapshot away, asks the workers, and saves a good one", a
   expect(third.durable.totals).toMatchObject({ badSnapshots: 0, restoredRanks: 2 });
 });
 
+it("purges nothing when another snapshot came back than was put, and saves again", async () => {
+  const rig = newDurablePool(18);
+  const worker = rig.worker();
+  const log = rig.store.connect();
+  let damages = 1;
+  const putObject: typeof log.putObject = async (name, parts, note) => {
+    await log.putObject(name, parts, note);
+    if (damages-- > 0) rig.store.corrupt(name);
+  };
+  const router = rig.router({ stream: { ...log, putObject } });
+  router.discover(worker);
+  await rig.clock.runFor(300);
+  await acts(rig, 40);
+  await rig.clock.runFor(3_000);
+  expect(router.durable.totals).toMatchObject({ failedSnapshots: 1, savedSnapshots: 0 });
+  expect((await rig.during(log.state())).firstSequence).toBe(1);
+  expect(await rig.during(log.noteOf(snapshotName))).toBeUndefined();
+  await rig.clock.runFor(10_000);
+  expect(router.durable.totals).toMatchObject({ failedSnapshots: 1, savedSnapshots: 1 });
+  expect((await rig.during(log.state())).messages).toBeLessThanOrEqual(20);
+});
+
 it("refuses a snapshot of blocks of another size", async () => {
   const { rig, router } = await startPool(5);
   await acts(rig, 60);

@@ -2,8 +2,11 @@
  * How a router asks a worker for events it missed, and how the worker answers. A query is JSON; an
  * answer is a JSON head and an event frame, cut into chunks below the bus's payload limit:
  *
- *   chunk    magic u16 | version u8 | kind u8 | index u32 | chunks u32 | piece of the answer
+ *   chunk    magic u16 | version u8 | kind u8 | index u32 | chunks u32 | answer u32 | piece of the answer
  *   answer   head bytes u32 | head JSON, padded to 4 | event frame (kv-event-frame.ts)
+ *
+ * A worker numbers its answers and keeps the last long one for a while: a router whose chunks went
+ * missing asks for these, not for everything anew.
  */
 import { TiergridError } from "../base/errors.ts";
 import { decodeKvEvents, encodeKvEvents } from "./kv-event-frame.ts";
@@ -16,6 +19,20 @@ export interface KvQuery {
   readonly startEventId: number | undefined;
   /** Last id wanted; undefined = up to the newest. */
   readonly endEventId: number | undefined;
+  /** Only these chunks of an answer under way; a worker that has dropped it answers the query. */
+  readonly rest?: KvAnswerRest | undefined;
+}
+
+export interface KvAnswerRest {
+  readonly answer: number;
+  readonly missing: readonly number[];
+}
+
+export interface KvChunkHead {
+  /** The worker's number of the answer. */
+  readonly answer: number;
+  readonly index: number;
+  readonly chunks: number;
 }
 
 export type KvAnswer =
@@ -39,18 +56,21 @@ export type KvAnswer =
 export type KvSource = Omit<KvEventBatch, "events">;
 
 const magic = 0x4b51;
-const version = 1;
+const version = 2;
 const chunkKind = 2;
-const chunkHeadBytes = 12;
+const chunkHeadBytes = 16;
 const chunkHead = (magic | (version << 16) | (chunkKind << 24)) >>> 0;
 /** Chunks of one answer. */
 export const answerChunksMax = 65_536;
+/** Chunks that one query asks for again. */
+export const missingChunksMax = 1024;
 /** Bytes of one answer: a dump of 16 M blocks. */
 export const answerBytesMax: number = 256 * 1024 * 1024;
 
 export function encodeKvQuery(query: KvQuery): Uint8Array {
-  const { workerId, startEventId, endEventId } = query;
-  const body = { worker_id: workerId, start_event_id: startEventId, end_event_id: endEventId };
+  const { workerId, startEventId, endEventId, rest } = query;
+  const ids = { worker_id: workerId, start_event_id: startEventId, end_event_id: endEventId };
+  const body = rest ? { ...ids, answer: rest.answer, missing: rest.missing } : ids;
   return Buffer.from(JSON.stringify(body));
 }
 
@@ -64,7 +84,19 @@ export function decodeKvQuery(bytes: Uint8Array): KvQuery {
     const message = "KV query: expected worker_id and whole start_event_id, end_event_id";
     throw new TiergridError("invalid_request", message);
   }
-  return { workerId: formatU64(worker.lo, worker.hi), startEventId, endEventId };
+  const rest = restOf(body);
+  return {
+    ...{ workerId: formatU64(worker.lo, worker.hi), startEventId, endEventId },
+    ...(rest && { rest }),
+  };
+}
+
+/** What is no list of chunks asks for no rest: the whole answer serves as well. */
+function restOf(body: Record<string, unknown> | undefined): KvAnswerRest | undefined {
+  const { answer, missing } = body ?? {};
+  if (answer === undefined || !isIdOrAbsent(answer) || !Array.isArray(missing)) return undefined;
+  const sound = missing.length <= missingChunksMax && missing.every(isIdOrAbsent);
+  return sound ? { answer, missing: missing as number[] } : undefined;
 }
 
 /** An answer as chunks of at most `chunkBytesMax` bytes. Throws `payload_too_large`. */
@@ -72,6 +104,7 @@ export function encodeKvAnswer(
   source: KvSource,
   answer: KvAnswer,
   chunkBytesMax: number,
+  answerNumber = 0,
 ): Uint8Array[] {
   const whole = encodeWhole(source, answer);
   const piece = Math.max(chunkBytesMax - chunkHeadBytes, 1);
@@ -87,6 +120,7 @@ export function encodeKvAnswer(
     view.setUint32(0, chunkHead, true);
     view.setUint32(4, index, true);
     view.setUint32(8, chunks, true);
+    view.setUint32(12, answerNumber, true);
     bytes.set(body, chunkHeadBytes);
     return bytes;
   });
@@ -110,12 +144,12 @@ export function decodeKvAnswer(chunks: readonly Uint8Array[]): {
   return decodeWhole(Buffer.concat(ordered.map((index) => pieces.get(index) ?? new Uint8Array())));
 }
 
-/** Number of chunks the answer has that `chunk` is a part of. Throws `malformed_reply`. */
-export function chunksOfKvAnswer(chunk: Uint8Array): number {
-  return readChunkHead(chunk, undefined).chunks;
+/** Which part of which answer the chunk is. Throws `malformed_reply`. */
+export function kvChunkHeadOf(chunk: Uint8Array): KvChunkHead {
+  return readChunkHead(chunk, undefined);
 }
 
-function readChunkHead(chunk: Uint8Array, expected: number | undefined) {
+function readChunkHead(chunk: Uint8Array, expected: number | undefined): KvChunkHead {
   if (chunk.length < chunkHeadBytes) throw bad(`a chunk of ${chunk.length} bytes`);
   const view = new DataView(chunk.buffer, chunk.byteOffset, chunk.byteLength);
   const index = view.getUint32(4, true);
@@ -123,7 +157,7 @@ function readChunkHead(chunk: Uint8Array, expected: number | undefined) {
   if (view.getUint32(0, true) !== chunkHead) throw bad("unknown chunk head");
   if (chunks > answerChunksMax || index >= chunks) throw bad(`chunk ${index} of ${chunks}`);
   if (expected !== undefined && chunks !== expected) throw bad(`${expected} chunks of ${chunks}`);
-  return { index, chunks };
+  return { answer: view.getUint32(12, true), index, chunks };
 }
 
 function encodeWhole(source: KvSource, answer: KvAnswer): Uint8Array {

@@ -6,12 +6,18 @@
  *                                 ▲
  *                                 └── tg.kvq.<inst>.<rank>: ring or dump, in chunks
  */
+import type { CancelTimer, Clock } from "../base/clock.ts";
 import { toTiergridError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
 import type { ChainHashes } from "../core/kv-index.ts";
 import { encodeKvEvents } from "../protocol/kv-event-frame.ts";
 import type { KvEvent, KvEventBatch } from "../protocol/kv-events.ts";
-import { decodeKvQuery, encodeKvAnswer, type KvAnswer } from "../protocol/kv-query.ts";
+import {
+  decodeKvQuery,
+  encodeKvAnswer,
+  type KvAnswer,
+  type KvQuery,
+} from "../protocol/kv-query.ts";
 import { kvEventSubject, kvQuerySubject } from "../protocol/subjects.ts";
 import type { U64 } from "../protocol/u64.ts";
 import type { Bus, BusMessage, Subscription } from "../runtime/bus.ts";
@@ -25,9 +31,12 @@ import { EventRing } from "./event-ring.ts";
 const messageBytesMax = 512 * 1024;
 /** An answer's chunk leaves room for the bus's own framing. */
 const chunkBytesMax = 512 * 1024;
+/** Time that the last answer of several chunks is kept, per rank, for routers that lost some. */
+export const answerKeptMs = 30_000;
 
 export interface EngineEventsOptions {
   readonly bus: Bus;
+  readonly clock: Clock;
   readonly random: Random;
   readonly chain: ChainHashes;
   readonly namespace: string;
@@ -40,10 +49,18 @@ export interface EngineEventsOptions {
   readonly durable?: DurableEvents | undefined;
 }
 
+interface KeptAnswer {
+  readonly number: number;
+  readonly chunks: readonly Uint8Array[];
+  readonly cancel: CancelTimer;
+}
+
 export class EngineEvents {
   readonly #options: EngineEventsOptions;
   readonly #rings = new Map<number, EventRing>();
   readonly #subscriptions: readonly Subscription[];
+  readonly #kept = new Map<number, KeptAnswer>();
+  #answers = 0;
 
   constructor(options: EngineEventsOptions) {
     this.#options = options;
@@ -91,6 +108,8 @@ export class EngineEvents {
   }
 
   close(): void {
+    for (const { cancel } of this.#kept.values()) cancel();
+    this.#kept.clear();
     this.#options.durable?.close();
     for (const subscription of this.#subscriptions) subscription.unsubscribe();
   }
@@ -103,18 +122,32 @@ export class EngineEvents {
   #onQuery(dpRank: number, ring: EventRing, { payload, reply }: BusMessage): void {
     if (reply === undefined) return;
     const { bus } = this.#options;
-    const chunks = encodeKvAnswer(
-      this.#sourceOf(dpRank),
-      answerOf(ring, payload),
-      Math.min(chunkBytesMax, bus.maxPayloadBytes),
-    );
-    for (const chunk of chunks) publishQuietly(bus, reply, chunk);
+    for (const chunk of this.#chunksFor(dpRank, ring, payload)) publishQuietly(bus, reply, chunk);
+  }
+
+  #chunksFor(dpRank: number, ring: EventRing, payload: Uint8Array): readonly Uint8Array[] {
+    const { bus, clock } = this.#options;
+    const query = queryOf(payload);
+    const kept = this.#kept.get(dpRank);
+    if ("rest" in query && query.rest && query.rest.answer === kept?.number) {
+      return query.rest.missing.flatMap((index) => kept.chunks[index] ?? []);
+    }
+    const number = ++this.#answers >>> 0;
+    const answer = "message" in query ? query : ring.answer(query);
+    const bytesMax = Math.min(chunkBytesMax, bus.maxPayloadBytes);
+    const chunks = encodeKvAnswer(this.#sourceOf(dpRank), answer, bytesMax, number);
+    if (chunks.length > 1) {
+      kept?.cancel();
+      const cancel = clock.after(answerKeptMs, () => this.#kept.delete(dpRank));
+      this.#kept.set(dpRank, { number, chunks, cancel });
+    }
+    return chunks;
   }
 }
 
-function answerOf(ring: EventRing, payload: Uint8Array): KvAnswer {
+function queryOf(payload: Uint8Array): KvQuery | Extract<KvAnswer, { type: "error" }> {
   try {
-    return ring.answer(decodeKvQuery(payload));
+    return decodeKvQuery(payload);
   } catch (thrown) {
     return { type: "error", message: toTiergridError(thrown).message };
   }

@@ -141,6 +141,7 @@ function partsOf(options: WorkerOptions): Parts {
   });
   const events = new EngineEvents({
     bus,
+    clock,
     random,
     chain: options.blockHasher.chain,
     namespace,

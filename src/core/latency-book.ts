@@ -9,14 +9,18 @@
  *   lastFirstTokenMs[ 9850,  9990 ]
  *   oldest          [ r1 ⇄ r2,  – ]   the queue, in order of dispatch
  *
- * A busy period lasts from a dispatch into an empty queue until the queue is empty again, or eight
- * first tokens. A single time to first token would say little: prompts share passes. A request that
- * leaves without a first token spoils the period it was part of.
- *
  * Invariants: columns equal a recount over the requests, and a slot without requests is all zero
  * but for its times. The clock of a slot never runs backwards.
  */
 import type { Random } from "../base/random.ts";
+import {
+  type BusyPeriod,
+  closePeriod,
+  countFirstToken,
+  firstTokensPerPeriodMax,
+  idlePeriod,
+  openPeriod,
+} from "./busy-period.ts";
 import { grownFloat64, grownInt32 } from "./column.ts";
 import { type ShapeLatency, WorkerLatency } from "./latency-model.ts";
 import { LiveBlocks } from "./live-blocks.ts";
@@ -69,24 +73,6 @@ interface LatencyRequest {
   activeKvTokens: number;
 }
 
-/** A busy period under way. */
-interface Period {
-  isOpen: boolean;
-  isSpoilt: boolean;
-  openedMs: number;
-  waitMs: number;
-  tokens: number;
-  attention: number;
-  decodeMs: number;
-  firstTokens: number;
-  passes: number;
-}
-
-export const firstTokensPerPeriodMax = 8;
-const periodMsMax = 120_000;
-const periodTokensMin = 64;
-/** First tokens closer than this came out of one pass, ms. */
-const samePassMs = 1;
 /** Of so many gaps between tokens of a quiet worker one is learnt from. */
 const gapsPerObservation = 16;
 const outputTokensUnknown = 340;
@@ -108,7 +94,7 @@ export class LatencyBook {
   readonly #pendingBlocks: LiveBlocks;
   readonly #requests = new Map<string, LatencyRequest>();
   readonly #models: (WorkerLatency | undefined)[] = [];
-  readonly #periods: (Period | undefined)[] = [];
+  readonly #periods: (BusyPeriod | undefined)[] = [];
   readonly #oldest: (LatencyRequest | undefined)[] = [];
   readonly #youngest: (LatencyRequest | undefined)[] = [];
   /** Since when nothing is queued; Infinity = something is. */
@@ -141,17 +127,7 @@ export class LatencyBook {
     while (slot >= this.decoding.length) this.#growHolders();
     if (this.#models[slot]) this.removeHolder(slot);
     this.#models[slot] = new WorkerLatency(shape);
-    this.#periods[slot] = {
-      isOpen: false,
-      isSpoilt: false,
-      openedMs: 0,
-      waitMs: 0,
-      tokens: 0,
-      attention: 0,
-      decodeMs: 0,
-      firstTokens: 0,
-      passes: 0,
-    };
+    this.#periods[slot] = idlePeriod();
   }
 
   /** Forgets the holder and its requests. */
@@ -225,7 +201,7 @@ export class LatencyBook {
     if (!this.#oldest[slot]) {
       // The first pass waits for the rest of a running one, on average half of it.
       const waits = this.decoding[slot]! > 0;
-      open(period, nowMs, waits ? this.#decodeMs(slot) / 2 : 0);
+      openPeriod(period, nowMs, waits ? this.#decodeMs(slot) / 2 : 0);
     }
     this.#enqueue(request, dispatch.sequence);
   }
@@ -247,16 +223,18 @@ export class LatencyBook {
     const period = this.#periods[slot]!;
     const prompt = request.cachedTokens + request.uncachedTokens;
     const cached = Math.min(cachedTokens ?? request.cachedTokens, prompt - 1);
-    const computed = prompt - cached;
-    period.tokens += computed;
-    period.attention += computed * (cached + computed / 2);
-    period.decodeMs += this.#decodeMs(slot);
-    period.firstTokens++;
-    if (nowMs - previousMs > samePassMs) period.passes++;
+    countFirstToken(period, {
+      computedTokens: prompt - cached,
+      cachedTokens: cached,
+      decodeMs: this.#decodeMs(slot),
+      sincePreviousMs: nowMs - previousMs,
+    });
     const isEmpty = !this.#oldest[slot];
     if (!isEmpty && period.firstTokens < firstTokensPerPeriodMax) return;
-    this.#close(slot, nowMs);
-    if (!isEmpty) open(period, nowMs, 0);
+    const model = this.#models[slot]!;
+    const observed = closePeriod(period, nowMs, model.shape.limits.batchTokens);
+    if (observed) model.observePeriod(observed);
+    if (!isEmpty) openPeriod(period, nowMs, 0);
   }
 
   /**
@@ -269,7 +247,7 @@ export class LatencyBook {
     const { slot, outputAtMs, sequences, activeKvTokens } = request;
     const gaps = outputTokens - request.outputTokens;
     const isFirst = request.outputTokens === 0;
-    if (!(gaps > 0)) return;
+    if (!(gaps > 0) || nowMs <= outputAtMs) return;
     request.outputTokens = outputTokens;
     this.#outputSeen(request, nowMs);
     if (isFirst || this.#quietSinceMs[slot]! > outputAtMs) return;
@@ -339,20 +317,6 @@ export class LatencyBook {
     if (!this.#oldest[slot]) this.#quietSinceMs[slot] = nowMs;
   }
 
-  #close(slot: number, nowMs: number): void {
-    const period = this.#periods[slot]!;
-    const { tokens, attention, firstTokens, decodeMs, openedMs, waitMs } = period;
-    const model = this.#models[slot]!;
-    const { batchTokens } = model.shape.limits;
-    const passes = Math.max(period.passes, Math.ceil(tokens / batchTokens));
-    const ms = nowMs - openedMs - waitMs - (passes * decodeMs) / firstTokens;
-    const isUsable = period.isOpen && !period.isSpoilt && ms > 0 && ms < periodMsMax;
-    if (isUsable && tokens >= periodTokensMin) {
-      model.observePeriod({ passes, tokens, attention, ms });
-    }
-    period.isOpen = false;
-  }
-
   #outputSeen(request: LatencyRequest, nowMs: number): void {
     request.outputAtMs = nowMs;
     request.sequences = this.decoding[request.slot]!;
@@ -391,18 +355,6 @@ export function latencyObserver(book: LatencyBook): LoadObserver {
     prefillCompleted: (key, nowMs, cachedTokens) => book.firstToken(key, nowMs, cachedTokens),
     freed: (key, nowMs) => book.finished(key, nowMs),
   };
-}
-
-function open(period: Period, nowMs: number, waitMs: number): void {
-  period.isOpen = true;
-  period.isSpoilt = false;
-  period.openedMs = nowMs;
-  period.waitMs = waitMs;
-  period.tokens = 0;
-  period.attention = 0;
-  period.decodeMs = 0;
-  period.firstTokens = 0;
-  period.passes = 0;
 }
 
 function ignore(): void {}

@@ -10,7 +10,7 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
-import { realClock } from "../src/base/clock.ts";
+import { realClock, sleep } from "../src/base/clock.ts";
 import { findNatsServer } from "../src/runtime/find-nats-server.ts";
 import { type NatsServer, startNatsServer } from "../src/runtime/nats-server.ts";
 import { type BenchRow, median, quantile } from "./bench-row.ts";
@@ -22,6 +22,8 @@ const cacheDir = join(root, ".cache", "nats-server");
 const outDir = join(root, ".cache", "bench");
 /** Names a directory to write a CPU profile of every process to. */
 const profileDir = process.env["BENCH_CPU_PROFILES"];
+/** How long the streams of a window may take to end after it. */
+const idleMaxMs = 10_000;
 /** Until the readers of events have started and asked. */
 const sseWarmupMs = 2_000;
 /** Mean answer of the Mooncake conversation trace. */
@@ -157,7 +159,8 @@ async function measure(fleet: Fleet, go: GoOptions): Promise<Measured> {
   const counted = (await messageOf(client, "counted")) as Counted;
   const idle = messageOf(client, "idle");
   const after = await cpuTimes(fleet);
-  await idle;
+  // A relay that reads too far behind loses its connection, and streams with it, for good.
+  await Promise.race([idle, sleep(realClock, idleMaxMs)]);
   const spent = (names: readonly string[]): number =>
     names.reduce((sum, name) => sum + (after.get(name) ?? 0) - (before.get(name) ?? 0), 0);
   const isRelay = go.mode === "relay";

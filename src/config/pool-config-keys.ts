@@ -32,12 +32,15 @@ export const namespacesKey = (role: Role): string => `${role}_pool_dynamo_namesp
 export const prioritiesKey = (role: Role): string => `${role}_pool_priorities`;
 export const strategyKey = (role: Role): string => `${role}_pool_selection_strategy`;
 export const mappingKey = (role: Role): string => `${role}_pool_mapping`;
+export const fallbacksKey = (role: Role): string => `${role}_pool_fallbacks`;
+export const metadataKey = (role: Role): string => `${role}_pool_metadata`;
 export const resolutionKey = (axis: AxisName): string => `${axis}_resolution`;
 export const spacingKey = (axis: AxisName): string => `${axis}_spacing`;
 
 /** Top-level keys that belong to `role`. */
 export function roleKeys(role: Role): string[] {
-  return [countKey(role), namespacesKey(role), prioritiesKey(role), strategyKey(role)];
+  const lists = [namespacesKey(role), prioritiesKey(role), metadataKey(role)];
+  return [countKey(role), ...lists, strategyKey(role)];
 }
 
 /** Axes of a strategy, in mapping index order. */

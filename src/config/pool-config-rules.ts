@@ -9,9 +9,11 @@ import {
   axesOfStrategy,
   countKey,
   type FileObject,
+  fallbacksKey,
   isFileObject,
   type Mode,
   mappingKey,
+  metadataKey,
   namespacesKey,
   prioritiesKey,
   resolutionKey,
@@ -50,11 +52,12 @@ export function ruleFaults(
     };
     const pools = checkCount(scope);
     checkNamespaces(scope);
-    checkPriorities(scope, pools);
+    checkPerPool(scope, pools);
     const strategy = file[strategyKey(role)];
     if (!isFileObject(strategy)) continue;
     checkAxes(scope, strategy);
     checkMapping(scope, strategy, pools);
+    checkFallbacks(scope, strategy, pools);
     checkOverrides(scope, strategy, pools);
   }
   return faults;
@@ -125,13 +128,39 @@ function namespaceFault(
   return undefined;
 }
 
-function checkPriorities(scope: RuleScope, pools: number | undefined): void {
-  const key = prioritiesKey(scope.role);
-  const priorities = scope.file[key];
-  if (pools === undefined || !Array.isArray(priorities) || !scope.passed(`/${key}`)) return;
-  if (priorities.length === pools) return;
-  const message = `${key} length (${priorities.length}) does not match number of pools (${pools})`;
-  scope.report(`/${key}`, "priorities-length", message);
+/** Lists with one entry per pool. */
+function checkPerPool(scope: RuleScope, pools: number | undefined): void {
+  checkLength(scope, prioritiesKey(scope.role), "priorities-length", pools);
+  checkLength(scope, metadataKey(scope.role), "metadata-length", pools);
+  checkCosts(scope);
+}
+
+function checkLength(
+  scope: RuleScope,
+  key: string,
+  reason: string,
+  pools: number | undefined,
+): void {
+  const list = scope.file[key];
+  if (pools === undefined || !Array.isArray(list) || !scope.passed(`/${key}`)) return;
+  if (list.length === pools) return;
+  const message = `${key} length (${list.length}) does not match number of pools (${pools})`;
+  scope.report(`/${key}`, reason, message);
+}
+
+/** A pool without a price cannot be compared with one that has a price. */
+function checkCosts({ file, role, passed, report }: RuleScope): void {
+  const key = metadataKey(role);
+  const list = file[key];
+  if (!Array.isArray(list) || !passed(`/${key}`)) return;
+  const priced = (entry: unknown): boolean =>
+    isFileObject(entry) && Object.hasOwn(entry, "cost_per_second");
+  if (!list.some(priced)) return;
+  for (const [index, entry] of list.entries()) {
+    if (priced(entry)) continue;
+    const at = childPointer(childPointer(`/${key}`, index), "cost_per_second");
+    report(at, "cost-incomplete", "cost_per_second must be given for all pools or for none");
+  }
 }
 
 function checkAxes(scope: RuleScope, strategy: FileObject): void {
@@ -163,21 +192,72 @@ function cellsOf(scope: RuleScope, strategy: FileObject, axis: AxisName): number
 }
 
 function checkMapping(scope: RuleScope, strategy: FileObject, pools: number | undefined): void {
-  const { role, passed } = scope;
+  const key = mappingKey(scope.role);
+  const axes = axesOfStrategy(scope.role, strategy);
+  if (islInDispute(scope, strategy) || depthOf(strategy[key], axes.length) !== axes.length) return;
+  checkNesting(scope, strategy, key, pools);
+}
+
+/** Same shape as the mapping, a list of distinct other pools in each cell. */
+function checkFallbacks(scope: RuleScope, strategy: FileObject, pools: number | undefined): void {
+  const key = fallbacksKey(scope.role);
+  const depth = axesOfStrategy(scope.role, strategy).length + 1;
+  if (islInDispute(scope, strategy) || depthOf(strategy[key], depth) !== depth) return;
+  checkNesting(scope, strategy, key, pools);
+  const pointer = childPointer(`/${strategyKey(scope.role)}`, key);
+  const own = strategy[mappingKey(scope.role)];
+  checkFallbackCells(scope, { pointer, level: strategy[key] as unknown[], own, depth });
+}
+
+interface FallbackLevel {
+  readonly pointer: string;
+  readonly level: readonly unknown[];
+  /** The mapping at the same place: a level of it, or the cell's pool. */
+  readonly own: unknown;
+  readonly depth: number;
+}
+
+function checkFallbackCells(scope: RuleScope, { pointer, level, own, depth }: FallbackLevel): void {
+  const seen = new Set<unknown>();
+  for (const [index, child] of level.entries()) {
+    const at = childPointer(pointer, index);
+    if (depth > 1) {
+      const below = Array.isArray(own) ? own[index] : undefined;
+      const next = { pointer: at, level: child as unknown[], own: below, depth: depth - 1 };
+      checkFallbackCells(scope, next);
+    } else if (child === own) {
+      scope.report(at, "fallback-is-own-pool", `pool ${child} is the cell's own pool`);
+    } else if (seen.has(child)) {
+      scope.report(at, "duplicate-fallback", `pool ${child} is already in this list`);
+    }
+    seen.add(child);
+  }
+}
+
+function islInDispute({ role, passed }: RuleScope, strategy: FileObject): boolean {
   const base = `/${strategyKey(role)}`;
-  const mapping = strategy[mappingKey(role)];
-  const axes = axesOfStrategy(role, strategy);
-  const islInDispute =
+  return (
     role === "agg" &&
     ["isl_min", "isl_max", "isl_resolution"].some(
       (key) => !Object.hasOwn(strategy, key) && !passed(childPointer(base, key)),
-    );
-  if (islInDispute || depthOf(mapping, axes.length) !== axes.length) return;
-  const cells = axes.map((axis) => ({ axis, cells: cellsOf(scope, strategy, axis) }));
-  checkLevel(scope, childPointer(base, mappingKey(role)), mapping as unknown[], cells);
-  if (pools !== undefined) {
-    checkIndexes(scope, childPointer(base, mappingKey(role)), mapping as unknown[], pools);
-  }
+    )
+  );
+}
+
+/** Lengths of every level under the strategy's `key`, and the pool indexes in it. */
+function checkNesting(
+  scope: RuleScope,
+  strategy: FileObject,
+  key: string,
+  pools: number | undefined,
+): void {
+  const pointer = childPointer(`/${strategyKey(scope.role)}`, key);
+  const level = strategy[key] as unknown[];
+  const sizes = axesOfStrategy(scope.role, strategy).map((axis) => {
+    return { axis, cells: cellsOf(scope, strategy, axis) };
+  });
+  checkLevel(scope, pointer, level, sizes);
+  if (pools !== undefined) checkIndexes(scope, pointer, level, pools);
 }
 
 /** `depth` when `value` is that many levels of arrays with no array below; else another number. */
@@ -229,7 +309,7 @@ function checkIndexes(
     const at = childPointer(pointer, index);
     if (Array.isArray(child)) checkIndexes(scope, at, child, pools);
     else if (scope.passed(at) && !isPool(child, pools)) {
-      const message = `invalid pool index ${String(child)} in mapping (must be 0 to ${pools - 1})`;
+      const message = `invalid pool index ${String(child)} (must be 0 to ${pools - 1})`;
       scope.report(at, "pool-index-out-of-range", message);
     }
   }

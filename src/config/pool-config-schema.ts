@@ -58,11 +58,27 @@ function faultOf(error: ErrorObject, mode: Mode): ConfigFault | undefined {
     case "type":
       return typeFault(error);
     case "minimum":
+    case "exclusiveMinimum":
       return fault(pointer, "not-positive", `must be positive, got ${String(data)}`);
-    case "enum":
-      return pointer === "/mode"
-        ? fault(pointer, "unknown-mode", `unknown mode ${quote(data)}, expected disagg or agg`)
-        : fault(pointer, "not-allowed", `must be linear or log2, got ${describeValue(data)}`);
+    case "maximum":
+      return fault(
+        pointer,
+        "above-maximum",
+        `must be at most ${params["limit"]}, got ${String(data)}`,
+      );
+    case "maxLength": {
+      const chars = (data as string).length;
+      const message = `must have at most ${params["limit"]} characters, got ${chars}`;
+      return fault(pointer, "too-long", message);
+    }
+    case "enum": {
+      if (pointer === "/mode") {
+        const message = `unknown mode ${quote(data)}, expected disagg or agg`;
+        return fault(pointer, "unknown-mode", message);
+      }
+      const allowed = (params["allowedValues"] as readonly string[]).join(" or ");
+      return fault(pointer, "not-allowed", `must be ${allowed}, got ${describeValue(data)}`);
+    }
     case "required":
     case "dependentRequired": {
       const key = String(params["missingProperty"]);
@@ -83,6 +99,9 @@ function faultOf(error: ErrorObject, mode: Mode): ConfigFault | undefined {
   }
 }
 
+/** The mapping or the fallbacks that a pointer leads into, as its first group. */
+const nestedPools = /^(.*_pool_(?:mapping|fallbacks))\/./;
+
 /** A wrong type below a mapping is wrong nesting when either side of it is an array. */
 function typeFault({ instancePath: pointer, params, data }: ErrorObject): ConfigFault {
   const expected = [params["type"] as string | string[]].flat().join(" or ");
@@ -90,11 +109,12 @@ function typeFault({ instancePath: pointer, params, data }: ErrorObject): Config
     const message = `must be a finite ${expected}, got a number that overflows`;
     return { pointer, reason: "not-finite", message };
   }
-  const mapping = /^(.*_pool_mapping)\/./.exec(pointer)?.[1];
-  if (mapping !== undefined && (expected === "array" || Array.isArray(data))) {
-    const message =
-      "mapping must be a D-dimensional array of integers: D = 2, or 3 for agg with an ISL axis";
-    return { pointer: mapping, reason: "mapping-depth", message };
+  const nested = nestedPools.exec(pointer)?.[1];
+  if (nested !== undefined && (expected === "array" || Array.isArray(data))) {
+    const message = nested.endsWith("mapping")
+      ? "mapping must be a D-dimensional array of integers: D = 2, or 3 for agg with an ISL axis"
+      : "fallbacks must be nested like the mapping, with a list of pool indexes in each cell";
+    return { pointer: nested, reason: "mapping-depth", message };
   }
   const message = `must be ${expected}, got ${describeValue(data)}`;
   return { pointer, reason: "wrong-type", message };
@@ -108,8 +128,8 @@ function onlyDepth(faults: readonly ConfigFault[]): ConfigFault[] {
   );
   return faults.filter(({ pointer, reason }) => {
     if (reason === "mapping-depth") return !islInDispute;
-    const mapping = /^(.*_pool_mapping)\/./.exec(pointer)?.[1];
-    return mapping === undefined || !wrongDepth.has(mapping);
+    const nested = nestedPools.exec(pointer)?.[1];
+    return nested === undefined || !wrongDepth.has(nested);
   });
 }
 

@@ -20,6 +20,7 @@ export function poolConfigWarnings(file: FileObject, config: PoolConfig): Config
       ...aliasWarnings(file[strategyKey(pools.role)] as FileObject, pools),
       ...unreachablePools(pools),
       ...overrideWarnings(pools),
+      ...uselessLive(file[strategyKey(pools.role)] as FileObject, pools),
     ]),
     ...unusedFields(file, config.mode),
     ...sharedNamespaces(config),
@@ -57,11 +58,19 @@ function unusedFields(file: FileObject, mode: Mode): ConfigFault[] {
     }));
 }
 
-/** Pools that no cell and no effective rule selects, and that no retry or spill leads to. */
-function unreachablePools({ role, pools, grid, plans }: RolePools): ConfigFault[] {
+/** Pools that no cell, effective rule or quote selects, and that no retry or spill leads to. */
+function unreachablePools({
+  role,
+  pools,
+  grid,
+  plans,
+  cellPlans = [],
+  quoting,
+}: RolePools): ConfigFault[] {
+  if (quoting.selection !== "grid") return [];
   const effective = grid.overrides.filter((_, rule) => !isShadowed(grid.overrides, rule));
   const selected = new Set([...grid.poolOfCell, ...effective.map(({ targetPool }) => targetPool)]);
-  const reachable = new Set(selected);
+  const reachable = new Set([...selected, ...cellPlans.flatMap(({ spillPools }) => spillPools)]);
   for (const pool of selected) {
     for (const next of plans[pool]?.retryPools ?? []) reachable.add(next);
     for (const next of plans[pool]?.spillPools ?? []) reachable.add(next);
@@ -105,6 +114,13 @@ function isShadowed(overrides: readonly PriorityOverride[], rule: number): boole
     uncovered = Math.max(uncovered, maxPriority + 1);
   }
   return uncovered > own.maxPriority;
+}
+
+function uselessLive(strategy: FileObject, { role, quoting }: RolePools): ConfigFault[] {
+  if (quoting.selection !== "grid" || !Object.hasOwn(strategy, "live")) return [];
+  const message = "selection is grid: nothing asks for quotes";
+  const pointer = childPointer(`/${strategyKey(role)}`, "live");
+  return [{ pointer, reason: "live-has-no-effect", message }];
 }
 
 function sharedNamespaces({ roles }: PoolConfig): ConfigFault[] {

@@ -5,7 +5,9 @@
  *   PoolConfig ─ roles[] ─┬─ pools[]   index = place in the file's namespace list
  *                         ├─ grid      axes with edges, pool per cell, priority rules
  *                         ├─ spill
- *                         └─ plans[]   per selected pool: where else its requests may go
+ *                         ├─ plans[]   per selected pool: where else its requests may go
+ *                         ├─ cellPlans[]  the same per cell, with fallbacks
+ *                         └─ quoting   whether quotes may overrule the grid
  *
  * Built only from a file that passed both passes of `load-pool-config.ts`, then frozen: nobody
  * checks it again. `normal` is the same config as JSON with every default written out, and
@@ -33,8 +35,10 @@ import {
   boundKey,
   countKey,
   type FileObject,
+  fallbacksKey,
   type Mode,
   mappingKey,
+  metadataKey,
   namespacesKey,
   prioritiesKey,
   resolutionKey,
@@ -43,8 +47,17 @@ import {
   strategyKey,
   writtenBoundKey,
 } from "./pool-config-keys.ts";
+import {
+  buildCellPlans,
+  buildMetadata,
+  buildQuoting,
+  normalMetadata,
+  normalQuoting,
+  type PoolMetadata,
+  type QuoteRules,
+} from "./pool-config-live.ts";
 
-export interface Pool {
+export interface Pool extends PoolMetadata {
   readonly index: number;
   /** Namespace of the pool's local routers and workers. */
   readonly namespace: string;
@@ -58,6 +71,9 @@ export interface RolePools {
   readonly grid: SlaGrid;
   readonly spill: SpillRules;
   readonly plans: readonly PoolPlan[];
+  /** By cell, row-major: for requests of the cell's own pool, in place of its plan. */
+  readonly cellPlans: readonly PoolPlan[] | undefined;
+  readonly quoting: QuoteRules;
 }
 
 export interface PoolConfig {
@@ -108,16 +124,22 @@ function buildRole(file: FileObject, role: Role, retryEnabled: boolean): RolePoo
   const priorities = (file[prioritiesKey(role)] ??
     defaultPriorities(namespaces.length)) as number[];
   const spill = buildSpill((strategy["spill"] ?? {}) as FileObject);
+  const metadata = buildMetadata(file, role);
+  const grid = buildGrid(role, strategy);
+  const plans = planPools(priorities, retryEnabled, spill);
   return {
     role,
     pools: namespaces.map((namespace, index) => ({
       index,
       namespace,
       priority: priorities[index] ?? index,
+      ...metadata?.[index],
     })),
-    grid: buildGrid(role, strategy),
+    grid,
     spill,
-    plans: planPools(priorities, retryEnabled, spill),
+    plans,
+    cellPlans: buildCellPlans(strategy, grid, plans),
+    quoting: buildQuoting(strategy),
   };
 }
 
@@ -152,14 +174,21 @@ function buildSpill(spill: FileObject): SpillRules {
   };
 }
 
-function normalRole({ role, pools, grid, spill }: RolePools): JsonObject {
+function normalRole({ role, pools, grid, spill, cellPlans, quoting }: RolePools): JsonObject {
+  const inner = grid.axes.slice(1);
+  const fallbacks = cellPlans?.map(({ spillPools }) => spillPools);
+  const metadata = normalMetadata(pools);
   return {
     [countKey(role)]: pools.length,
     [namespacesKey(role)]: pools.map(({ namespace }) => namespace),
     [prioritiesKey(role)]: pools.map(({ priority }) => priority),
+    ...(metadata.some((entry) => Object.keys(entry).length > 0) && {
+      [metadataKey(role)]: metadata,
+    }),
     [strategyKey(role)]: {
       ...normalAxes(grid.axes),
-      [mappingKey(role)]: nestCells(grid.poolOfCell, grid.axes.slice(1)),
+      [mappingKey(role)]: nestCells(grid.poolOfCell, inner),
+      ...(fallbacks && { [fallbacksKey(role)]: nestCells(fallbacks, inner) }),
       priority_overrides: grid.overrides.map(({ minPriority, maxPriority, targetPool }) => ({
         min_priority: minPriority,
         max_priority: maxPriority,
@@ -171,6 +200,7 @@ function normalRole({ role, pools, grid, spill }: RolePools): JsonObject {
         allow_slower: spill.allowSlower,
         max_hops: spill.hopsMax,
       },
+      ...normalQuoting(quoting),
     },
   };
 }
@@ -187,7 +217,7 @@ function normalAxes(axes: readonly Axis[]): JsonObject {
 }
 
 /** Row-major cells as nested arrays; `inner` are the axes below the first. */
-function nestCells(cells: readonly number[], inner: readonly Axis[]): Json[] {
+function nestCells(cells: readonly Json[], inner: readonly Axis[]): Json[] {
   const axis = inner.at(-1);
   if (!axis) return [...cells];
   const rows: Json[] = [];

@@ -23,6 +23,7 @@ it("ships an example of every form of grid", () => {
     "agg-3d.yaml",
     "demo.json",
     "disagg-log2-spill.yaml",
+    "live.yaml",
     "small.json",
   ]);
 });

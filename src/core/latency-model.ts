@@ -93,11 +93,14 @@ export class ShapeLatency {
   readonly decode: SharedFit;
   /** True when nobody gave a profile for these engines. */
   readonly assumed: boolean;
+  /** False: the profile answers for ever, and observations change nothing. */
+  readonly learns: boolean;
 
-  constructor(profile: PerfModel, limits: EngineLimits, assumed = false) {
+  constructor(profile: PerfModel, limits: EngineLimits, assumed = false, learns = true) {
     this.profile = profile;
     this.limits = limits;
     this.assumed = assumed;
+    this.learns = learns;
     const prefillMean = prefillPrior(profile, limits.batchTokens);
     this.prefill = new SharedFit(prefillRules, prefillMean, prefillMean);
     const [d0, d1] = decodePrior(profile, limits.capacityTokens);
@@ -164,6 +167,7 @@ export class WorkerLatency {
   }
 
   observePeriod({ passes, tokens, attention, ms }: PrefillPeriod): void {
+    if (!this.shape.learns) return;
     const x = [passes, tokens / 1e3, attention / 1e6] as const;
     const predictedMs = this.prefill.observe(x, ms);
     this.#errors[this.#periods++ % errorsKept] = Math.abs(predictedMs - ms) / ms;
@@ -171,6 +175,7 @@ export class WorkerLatency {
   }
 
   observeGap({ sequences, activeKvTokens, ms }: DecodeGap): void {
+    if (!this.shape.learns) return;
     this.decode.observe([1, activeKvTokens / this.shape.limits.capacityTokens, sequences], ms);
   }
 

@@ -23,6 +23,8 @@ export type PolicyKind =
       readonly override: RouterConfigOverride;
       /** Of cost mode `latency`; without them the mode is `blocks`. */
       readonly latency?: LatencyWeights;
+      /** False: predictions stay those of the profile. */
+      readonly learns?: false;
       /** Prices candidates instead of the router's own modes. */
       readonly costMode?: CostMode;
       /** Every worker may use any cached block of the pool at once and for nothing: a bound. */
@@ -69,6 +71,7 @@ export const policyTable = {
   blocks: router("blocks"),
   "blocks-scale-10": router("blocks", { prefillLoadScale: 10 }),
   latency: latency(defaultLatencyWeights),
+  "latency-profile": { ...latency(defaultLatencyWeights), learns: false },
   "shared-cache": {
     ...latency({ prefillExternality: 0, decodeHarm: 0.01, kvUsage: 1 }),
     sharesCache: true,

@@ -260,10 +260,8 @@ function tablesOf(
   const tables = choiceTables(roster, load);
   if (kind.type === "baseline") return tables;
   if (!kind.latency) return kind.costMode ? { ...tables, costMode: kind.costMode } : tables;
-  const shape = new ShapeLatency(profile ?? engine.perf, {
-    capacityTokens: numGpuBlocks * blockSize,
-    batchTokens: maxNumBatchedTokens,
-  });
+  const limits = { capacityTokens: numGpuBlocks * blockSize, batchTokens: maxNumBatchedTokens };
+  const shape = new ShapeLatency(profile ?? engine.perf, limits, false, kind.learns ?? true);
   const book = new LatencyBook({ role, blockSize, load, random: mulberry32(seed + 2) });
   for (const slot of workerIds.keys()) book.addHolder(slot, shape);
   return latencyChoiceTables(roster, load, { book, weights: kind.latency, gpus: 1 });

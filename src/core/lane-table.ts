@@ -14,6 +14,8 @@
  *   are values nobody can aim at either; they are treated as their neighbours.
  * - Load stays at or below 3/4. A probe longer than 128 grows a table above half load, as chance makes
  *   some there, and rebuilds one below with new secrets.
+ * - Near growth a large table makes the pages of the next array in slices; new keys would make them at
+ *   once, thousands in the first event.
  * - Growth keeps the secrets: slots move in order, and a slice touches few pages of the new array.
  * - Offsets that `find` and `insert` answer are valid until the next call that changes the table.
  */
@@ -23,7 +25,14 @@ import { randomU32 } from "../base/random.ts";
 const loadMax = 0.75;
 const loadAfterGrowth = 0.5;
 const probeMax = 128;
+/** From this load on, a large table has the pages of the next array made, a few per call. */
+const loadToPrepare = 0.63;
+const preparedBytesMin = 1 << 21;
+const pageWords = 1024;
+const pagesPerCall = 32;
+/** Slots moved per call, or per key to come if more: a growth ends before the next can begin. */
 const sliceSlots = 256;
+const movedPerKey = 5;
 const dead = -1;
 const noWords = new Int32Array(0);
 
@@ -47,6 +56,8 @@ export class LaneTable {
   #missAt = -1;
   #missLo = 0;
   #missHi = 0;
+  #next: Int32Array = noWords;
+  #preparedTo = 0;
   #old: Int32Array = noWords;
   #oldCapacity = 0;
   #oldAt = 0;
@@ -67,7 +78,7 @@ export class LaneTable {
   }
 
   get bytes(): number {
-    return this.words.byteLength + this.#old.byteLength;
+    return this.words.byteLength + this.#old.byteLength + this.#next.byteLength;
   }
 
   get migrating(): boolean {
@@ -146,10 +157,11 @@ export class LaneTable {
 
   /** Makes room for `slots` more keys and moves a slice of a growth under way. */
   reserve(slots: number): void {
-    if (this.#oldCapacity > 0) this.migrate(Math.max(sliceSlots, 8 * slots));
+    if (this.#oldCapacity > 0) this.migrate(Math.max(sliceSlots, movedPerKey * slots));
     const needed = this.count + slots;
     const isFull = needed > this.capacity * loadMax;
     // A long probe can wait for the end of a growth; a full table cannot.
+    if (needed > this.capacity * loadToPrepare) this.#prepare(Math.max(pagesPerCall, slots >> 2));
     if (!isFull && (this.longestProbe <= probeMax || this.#oldCapacity > 0)) return;
     if (this.#oldCapacity > 0) this.migrate(this.#oldCapacity);
     const capacity = Math.max(this.capacity, Math.ceil(needed / loadAfterGrowth));
@@ -207,7 +219,23 @@ export class LaneTable {
     return offset;
   }
 
-  #startGrowth(capacity: number): void {
+  /** Writes to `pages` pages of the next array: the system makes a page at the first write to it. */
+  #prepare(pages: number): void {
+    if (this.words.byteLength < preparedBytesMin) return;
+    if (this.#next.length === 0) {
+      const capacity = Math.ceil((this.capacity * loadMax) / loadAfterGrowth);
+      this.#next = new Int32Array(capacity * this.#slotWords);
+      this.#preparedTo = 0;
+    }
+    const end = Math.min(this.#next.length, this.#preparedTo + pages * pageWords);
+    for (; this.#preparedTo < end; this.#preparedTo += pageWords) this.#next[this.#preparedTo] = 0;
+  }
+
+  #startGrowth(wanted: number): void {
+    const prepared = this.#next.length / this.#slotWords;
+    const capacity = wanted > this.capacity ? Math.max(wanted, prepared) : wanted;
+    const words = capacity === prepared ? this.#next : new Int32Array(capacity * this.#slotWords);
+    this.#next = noWords;
     this.#old = this.words;
     this.#oldCapacity = this.capacity;
     this.#oldAt = 0;
@@ -219,7 +247,7 @@ export class LaneTable {
       this.#mulHi = randomU32(this.#random) | 1;
     }
     this.capacity = capacity;
-    this.words = new Int32Array(capacity * this.#slotWords);
+    this.words = words;
     this.#scale = capacity / 4294967296;
     this.longestProbe = 0;
     this.scanAt = 0;

@@ -84,7 +84,7 @@ export function setOf(key: u64): u32 {
 
 /** A bit; finishes the pass at once when as many bits wait for it as the pool may have holders. */
 export function takeBit(slot: u32, live: bool): u32 {
-  if (retiredCount >= retiredMax) while (maintain(u32.MAX_VALUE));
+  if (retiredCount >= retiredMax) while (migrate(table, u32.MAX_VALUE) || sweep(u32.MAX_VALUE));
   return takeAnyBit(slot, live);
 }
 

@@ -55,14 +55,14 @@ export function openEvents(opaque: bool, distinctBlocksMax: u32): void {
   rowBytes = opaque ? 20 : 12;
 }
 
-/** The event area with room for `bytes`; 0 when memory is at its limit. Its content is lost. */
+/** A larger event area, whose content is lost; 0 when memory is at its limit: the old one stays. */
 export function eventArea(bytes: usize): usize {
-  if (bytes <= areaBytes) return area;
-  if (areaBytes > 0) free(area, areaBytes);
-  areaBytes = (bytes + (bytes >> 1) + 15) & ~15;
-  area = allocate(areaBytes);
-  if (area === 0) areaBytes = 0;
-  return area;
+  const larger = allocate(bytes);
+  if (larger === 0) return 0;
+  if (area !== 0) free(area, areaBytes);
+  area = larger;
+  areaBytes = bytes;
+  return larger;
 }
 
 /** Stores `count` blocks. */

@@ -10,6 +10,7 @@
  * - One call per event; it is checked here, because nobody checks bounds over there.
  * - Views of the memory are made anew after a call that grew it: a detached one has length 0.
  * - Every call that may change or move a row ends an export under way.
+ * - Memory ends at 4 GiB: a store then answers `capacity`, a further holder traps.
  */
 import type { CoreExports, FastCore } from "../base/fast-core.ts";
 import { randomU32 } from "../base/random.ts";
@@ -326,10 +327,12 @@ export class WasmIndex implements KvIndex {
   /** Makes the event area hold `bytes`; its content may be lost. False = memory is full. */
   #reserveArea(bytes: number): boolean {
     if (bytes <= this.#areaBytes) return true;
-    const area = this.#wasm.eventArea(bytes) >>> 0;
+    const ample = Math.ceil(bytes / areaBytesMin) * areaBytesMin;
+    const area = this.#wasm.eventArea(ample) >>> 0;
+    if (area === 0) return false;
     this.#area = area;
-    this.#areaBytes = area === 0 ? 0 : bytes;
-    return area !== 0;
+    this.#areaBytes = ample;
+    return true;
   }
 
   /** Copies words [from, end) to an address in the event area. */

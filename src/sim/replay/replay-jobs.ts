@@ -41,10 +41,13 @@ export async function runPlan(
   } else {
     const waiting = [...plan.policies];
     const next = (): PolicyName | undefined => waiting.shift();
-    const workers = Array.from({ length: processes }, () =>
-      runProcess(plan, next, { onRun: watch.onRun, done }),
+    const stop = new AbortController();
+    const { signal } = stop;
+    const started = Array.from({ length: processes }, () =>
+      runProcess(plan, next, { onRun: watch.onRun, done, signal }),
     );
-    await Promise.all(workers);
+    // One that fails takes the others with it.
+    await Promise.all(started).finally(() => stop.abort());
   }
   return new Map(plan.policies.flatMap((policy) => entryOf(found, policy)));
 }
@@ -57,6 +60,8 @@ function entryOf<Key, Value>(map: ReadonlyMap<Key, Value>, key: Key): [Key, Valu
 interface ProcessWatch {
   readonly onRun: JobWatch["onRun"];
   readonly done: (policy: PolicyName, report: PolicyReport) => void;
+  /** Ends the process. */
+  readonly signal: AbortSignal;
 }
 
 /** One process, given policies until there are none; rejects with what went wrong in it. */
@@ -66,7 +71,7 @@ function runProcess(
   watch: ProcessWatch,
 ): Promise<void> {
   return new Promise((resolve, reject) => {
-    const child = fork(program, { serialization: "advanced" });
+    const child = fork(program, { serialization: "advanced", signal: watch.signal });
     let finished = false;
     const order = (): void => {
       const policy = next();
@@ -85,7 +90,6 @@ function runProcess(
           break;
         case "fault":
           reject(new TiergridError(message.code, message.message));
-          child.kill();
           break;
       }
     });

@@ -16,7 +16,13 @@ import {
 import { didYouMean } from "../base/nearest-name.ts";
 import { demoCommand } from "./flags-demo.ts";
 import { globalCommand, globalProblems } from "./flags-global.ts";
-import { explainCommand, gridLintCommand, gridShowCommand } from "./flags-grid.ts";
+import {
+  explainCommand,
+  gridBuildCommand,
+  gridDiffCommand,
+  gridLintCommand,
+  gridShowCommand,
+} from "./flags-grid.ts";
 import { localCommand } from "./flags-local.ts";
 import { checkPlanes } from "./flags-process.ts";
 import { replayCommand } from "./flags-replay.ts";
@@ -47,7 +53,13 @@ const entries: readonly Entry[] = [
     (await import("./grid.ts")).showGrid(given, print),
   ),
   entry(gridLintCommand, async (given, print) =>
-    (await import("./grid.ts")).lintGrid(given, print),
+    (await import("./grid-lint.ts")).runGridLint(given, print),
+  ),
+  entry(gridBuildCommand, async (given, print) =>
+    (await import("./grid-build.ts")).runGridBuild(given, print),
+  ),
+  entry(gridDiffCommand, async (given, print) =>
+    (await import("./grid-diff.ts")).runGridDiff(given, print),
   ),
   entry(explainCommand, async (given, print) =>
     (await import("./grid.ts")).explainPool(given, print),

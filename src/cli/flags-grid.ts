@@ -1,7 +1,7 @@
 /** Flags of the commands that look at a pool config without running anything. */
 import type { Command, FlagTable, OptionsOf } from "../base/flags.ts";
 
-const fileFlags = {
+export const fileFlags = {
   namespace: {
     flag: "namespace",
     env: "DYN_NAMESPACE",
@@ -19,29 +19,192 @@ const fileFlags = {
     help: "Warnings are errors.",
   },
 } as const satisfies FlagTable;
+export type GridFileOptions = OptionsOf<typeof fileFlags>;
 
-export const gridFlags = fileFlags;
-export type GridOptions = OptionsOf<typeof gridFlags>;
+export const trafficFlags = {
+  traffic: {
+    flag: "traffic",
+    type: "string",
+    default: null,
+    group: "Traffic",
+    help:
+      "Requests to look at the grid with: a trace (Mooncake JSONL, Azure CSV), or the name of a " +
+      "generated one (toolagent, toolagent-ci, demo).",
+  },
+  ttftTargets: {
+    flag: "ttft-targets",
+    type: "string",
+    default: null,
+    group: "Traffic",
+    help:
+      "TTFT targets of the requests, as share:ms or share:ms+ms per input token, separated by " +
+      "commas, the shares adding up to 1; without it every request has none (the axis middle).",
+  },
+  itlTargets: {
+    flag: "itl-targets",
+    type: "string",
+    default: null,
+    group: "Traffic",
+    help: "ITL targets of the requests, in the same form.",
+  },
+  seed: {
+    flag: "seed",
+    type: "integer",
+    min: 0,
+    max: 4_294_967_295,
+    default: 42,
+    group: "Traffic",
+    help: "Decides the generated trace and which request has which target.",
+  },
+} as const satisfies FlagTable;
+export type TrafficOptions = OptionsOf<typeof trafficFlags>;
 
-export const gridShowCommand: Command<typeof gridFlags> = {
+export const jsonFlag = {
+  json: {
+    flag: "json",
+    type: "boolean",
+    default: false,
+    group: "Output",
+    help: "JSON on stdout instead of text.",
+  },
+} as const satisfies FlagTable;
+
+export const gridShowFlags = {
+  ...fileFlags,
+  ...trafficFlags,
+  svg: {
+    flag: "svg",
+    type: "string",
+    default: null,
+    group: "Output",
+    help: "Writes the picture of the grids to this file.",
+  },
+  html: {
+    flag: "html",
+    type: "string",
+    default: null,
+    group: "Output",
+    help: "Writes a page with the picture, pools and rules to this file; it loads nothing.",
+  },
+} as const satisfies FlagTable;
+export type GridShowOptions = OptionsOf<typeof gridShowFlags>;
+
+export const gridShowCommand: Command<typeof gridShowFlags> = {
   name: "tiergrid grid show",
-  summary: "Draws the SLA grids of a pool config: axis edges, and the pool of every cell.",
-  flags: gridFlags,
+  summary:
+    "Draws the SLA grids of a pool config: axis edges, the pool of every cell, and with traffic " +
+    "the share of the requests that falls into it.",
+  flags: gridShowFlags,
   operands: ["file"],
-  examples: [{ does: "the demo's grids", line: "tiergrid grid show pool-configs/demo.json" }],
+  examples: [
+    { does: "the demo's grids", line: "tiergrid grid show pool-configs/demo.json" },
+    {
+      does: "where a trace falls, as a picture",
+      line:
+        "tiergrid grid show pool-configs/demo.json --traffic toolagent-ci " +
+        "--ttft-targets 0.5:300,0.5:2000 --svg grid.svg",
+    },
+  ],
 };
 
-export const gridLintCommand: Command<typeof gridFlags> = {
+export const gridLintFlags = {
+  ...fileFlags,
+  ...trafficFlags,
+  curves: {
+    flag: "curves",
+    type: "string",
+    default: null,
+    group: "Evidence",
+    help: "Latency curves of the pools, as for grid build: finds cells whose pool is too slow.",
+  },
+  clampedShareMax: {
+    flag: "clamped-share-max",
+    type: "number",
+    min: 0,
+    max: 1,
+    default: 0.02,
+    group: "Traffic",
+    help: "Share of the traffic that may lie beyond one end of an axis.",
+  },
+  ...jsonFlag,
+} as const satisfies FlagTable;
+export type GridLintOptions = OptionsOf<typeof gridLintFlags>;
+
+export const gridLintCommand: Command<typeof gridLintFlags> = {
   name: "tiergrid grid lint",
   summary:
     "Checks a pool config and reports everything that is wrong or suspicious at once, with JSON " +
-    "pointers. Exits 2 when a global router would refuse the file.",
-  flags: gridFlags,
+    "pointers. Exits 0 when it is clean (notes do not count), 1 when something was found, 2 when " +
+    "a global router would refuse the file.",
+  flags: gridLintFlags,
   operands: ["file"],
   examples: [
     {
       does: "as a check before a rollout",
       line: "tiergrid grid lint --strict-config pool-configs/demo.json",
+    },
+    {
+      does: "with the requests it will see: dead cells, idle pools, requests beyond the axes",
+      line: "tiergrid grid lint pool-configs/demo.json --traffic trace.jsonl --json",
+    },
+  ],
+};
+
+export const gridBuildFlags = {
+  ...fileFlags,
+  curves: {
+    flag: "curves",
+    type: "string",
+    required: true,
+    group: "Evidence",
+    help: "JSON or YAML with a cost and latency curves for every pool; docs/grids.md has the form.",
+  },
+  out: {
+    flag: "out",
+    type: "string",
+    default: null,
+    group: "Output",
+    help: "Writes the pool config to this file; the report goes to stdout.",
+  },
+  ...jsonFlag,
+} as const satisfies FlagTable;
+export type GridBuildOptions = OptionsOf<typeof gridBuildFlags>;
+
+export const gridBuildCommand: Command<typeof gridBuildFlags> = {
+  name: "tiergrid grid build",
+  summary:
+    "Fills the mappings of a pool config from latency curves: each cell gets the cheapest pool " +
+    "that keeps the cell's tightest target for its longest request. The file gives pools, axes and " +
+    "rules; its mappings may be left out.",
+  flags: gridBuildFlags,
+  operands: ["file"],
+  examples: [
+    {
+      does: "a new grid beside the old one, and a report of what it promises",
+      line: "tiergrid grid build pools.json --curves curves.json --out new.json",
+    },
+  ],
+};
+
+export const gridDiffFlags = {
+  ...fileFlags,
+  ...trafficFlags,
+  ...jsonFlag,
+} as const satisfies FlagTable;
+export type GridDiffOptions = OptionsOf<typeof gridDiffFlags>;
+
+export const gridDiffCommand: Command<typeof gridDiffFlags> = {
+  name: "tiergrid grid diff",
+  summary:
+    "Says which regions of the grids change their pool from one config to another, what else " +
+    "changes, and with traffic which share of the requests and tokens would move from where to " +
+    "where. Axes may differ.",
+  flags: gridDiffFlags,
+  operands: ["before", "after"],
+  examples: [
+    {
+      does: "what a new grid does to recorded traffic",
+      line: "tiergrid grid diff old.json new.json --traffic trace.jsonl",
     },
   ],
 };

@@ -1,29 +1,34 @@
-/** `tiergrid grid show`, `tiergrid grid lint`, `tiergrid explain`: a pool config without a fleet. */
-import { TiergridError } from "../base/errors.ts";
+/** `tiergrid grid show` and `tiergrid explain`: a pool config without a fleet. */
+import { writeFile } from "node:fs/promises";
 import type { Given } from "../base/flags.ts";
-import { type ConfigFault, formatFault } from "../config/config-fault.ts";
-import { loadPoolConfigFile, poolConfigError } from "../config/load-pool-config.ts";
-import type { PoolConfig, RolePools } from "../config/pool-config.ts";
+import type { RolePools } from "../config/pool-config.ts";
 import { renderGrid } from "../config/render-grid.ts";
+import { type CellNotes, gridHtml, gridSvg } from "../config/render-grid-svg.ts";
+import { trafficOf } from "../core/grid-traffic.ts";
 import { type AxisReading, type PoolSelection, selectPool } from "../core/sla-grid.ts";
-import type { ExplainOptions, explainFlags, GridOptions, gridFlags } from "./flags-grid.ts";
+import type { ExplainOptions, explainFlags, gridShowFlags } from "./flags-grid.ts";
+import { jsonText, loadGrid, type Print, percentText } from "./grid-file.ts";
+import { trafficRequests } from "./grid-requests.ts";
 import { askRouter, liveText } from "./live-explain.ts";
 
-type Print = (text: string) => void;
-
-/** Draws the grid of every role; returns the exit code. */
-export async function showGrid(given: Given<typeof gridFlags>, print: Print): Promise<number> {
-  const { config } = await load(given);
-  for (const { role } of config.roles) print(`${renderGrid(config, role)}\n`);
-  return 0;
-}
-
-/** Lists warnings, or throws all faults. */
-export async function lintGrid(given: Given<typeof gridFlags>, print: Print): Promise<number> {
-  const { config, warnings } = await load(given);
-  for (const warning of warnings) print(`warning  ${formatFault(warning)}\n`);
-  const pools = config.roles.map((role) => `${role.pools.length} ${role.role}`).join(", ");
-  print(`ok  config ${config.version}: pools ${pools}; ${warnings.length} warnings\n`);
+/** Draws the grid of every role; answers the exit code. */
+export async function showGrid(
+  { options, operands }: Given<typeof gridShowFlags>,
+  print: Print,
+): Promise<number> {
+  const { config } = await loadGrid(operands[0], options);
+  const requests = await trafficRequests(options);
+  const notes: CellNotes = new Map(
+    requests &&
+      config.roles.map(({ role, grid, pools }) => {
+        const { cells, total } = trafficOf(grid, pools.length, requests);
+        return [role, cells.map((cell) => percentText(cell.requests, total.requests))];
+      }),
+  );
+  const { svg, html } = options;
+  if (svg !== null) await writeFile(svg, gridSvg(config, notes));
+  if (html !== null) await writeFile(html, gridHtml(config, notes));
+  for (const { role } of config.roles) print(`${renderGrid(config, role, notes.get(role))}\n`);
   return 0;
 }
 
@@ -32,7 +37,7 @@ export async function explainPool(
   given: Given<typeof explainFlags>,
   print: Print,
 ): Promise<number> {
-  const { config } = await load(given);
+  const { config } = await loadGrid(given.operands[0], given.options);
   const { nats, json } = given.options;
   if (nats !== null) {
     const roles = config.roles.map(({ role }) => role);
@@ -53,25 +58,6 @@ export async function explainPool(
     });
   }
   return 0;
-}
-
-async function load({
-  operands,
-  options,
-}: {
-  readonly operands: readonly string[];
-  readonly options: GridOptions;
-}): Promise<{ config: PoolConfig; warnings: readonly ConfigFault[] }> {
-  const [path] = operands;
-  if (path === undefined) throw new TiergridError("config_invalid", "<file> is missing");
-  const { namespace, strictConfig } = options;
-  const result = await loadPoolConfigFile(path, { ownNamespace: namespace, strict: strictConfig });
-  if (!result.ok) throw poolConfigError(result.faults);
-  return result;
-}
-
-function jsonText(value: unknown): string {
-  return `${JSON.stringify(value, undefined, 2)}\n`;
 }
 
 function select({ grid }: RolePools, options: ExplainOptions): PoolSelection {

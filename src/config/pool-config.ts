@@ -217,7 +217,7 @@ function normalAxes(axes: readonly Axis[]): JsonObject {
 }
 
 /** Row-major cells as nested arrays; `inner` are the axes below the first. */
-function nestCells(cells: readonly Json[], inner: readonly Axis[]): Json[] {
+export function nestCells(cells: readonly Json[], inner: readonly Axis[]): Json[] {
   const axis = inner.at(-1);
   if (!axis) return [...cells];
   const rows: Json[] = [];

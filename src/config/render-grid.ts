@@ -13,8 +13,11 @@ import { isLatency } from "./pool-config-keys.ts";
 /** Significant digits of an edge; log2 edges are irrational. */
 const edgeDigits = 4;
 
-/** Text of `role`'s grid, one table per ISL cell when it has three axes, then pools and rules. */
-export function renderGrid(config: PoolConfig, role: Role): string {
+/**
+ * Text of `role`'s grid, one table per ISL cell when it has three axes, then pools and rules; `notes`
+ * stand behind the pools of the cells, row-major.
+ */
+export function renderGrid(config: PoolConfig, role: Role, notes?: readonly string[]): string {
   const pools = rolePools(config, role);
   const { axes, poolOfCell } = pools.grid;
   const [rows, columns] = axes.slice(-2);
@@ -23,14 +26,15 @@ export function renderGrid(config: PoolConfig, role: Role): string {
   const tables: string[] = [];
   const tableCells = rows.cells * columns.cells;
   for (let plane = 0; plane < (planes?.cells ?? 1); plane++) {
-    const cells = poolOfCell.slice(plane * tableCells, (plane + 1) * tableCells);
+    const from = plane * tableCells;
+    const cells = poolOfCell.slice(from, from + tableCells);
     const title = planes ? `${planes.name} ${cellRange(planes, plane)}\n` : "";
     tables.push(
       title +
         renderTable(
           rows,
           columns,
-          cells.map((pool) => poolText(pools, pool)),
+          cells.map((pool, cell) => poolText(pools, pool, notes?.[from + cell])),
         ),
     );
   }
@@ -61,7 +65,7 @@ function renderTable(rows: Axis, columns: Axis, cells: readonly string[]): strin
 }
 
 /** Values that fall into a cell; the first and the last take everything beyond the axis. */
-function cellRange(axis: Axis, cell: number): string {
+export function cellRange(axis: Axis, cell: number): string {
   const unit = isLatency(axis.name) ? " ms" : "";
   const low = edgeText(axis.edges[cell]);
   const high = edgeText(axis.edges[cell + 1]);
@@ -75,8 +79,9 @@ function axisText({ name, min, max, cells, spacing }: Axis): string {
   return `  ${name}: ${min} .. ${max} ${unit}, ${cells} ${spacing} cell${cells === 1 ? "" : "s"}`;
 }
 
-function poolText({ pools }: RolePools, index: number): string {
-  return `${index} ${pools[index]?.namespace ?? ""}`;
+function poolText({ pools }: RolePools, index: number, note?: string): string {
+  const text = `${index} ${pools[index]?.namespace ?? ""}`;
+  return note === undefined ? text : `${text} ${note}`;
 }
 
 function poolsText({ pools, grid, spill }: RolePools): string {

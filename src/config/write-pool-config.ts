@@ -1,0 +1,41 @@
+/** Pool configs as text for people: short values on one line, one row of a mapping per line. */
+
+import type { Json, JsonObject, PoolConfig } from "./pool-config.ts";
+import { isFileObject } from "./pool-config-keys.ts";
+
+const lineCharsMax = 90;
+
+/**
+ * JSON of `config` in its normal form: every default written out, in the newest spelling. A `schema`
+ * that is text becomes the `$schema` that editors read.
+ */
+export function poolConfigText(config: PoolConfig, schema?: unknown): string {
+  const head = typeof schema === "string" ? { $schema: schema } : {};
+  return `${jsonText({ ...head, ...config.normal }, "")}\n`;
+}
+
+function jsonText(value: Json, indent: string): string {
+  if (typeof value !== "object" || value === null) return JSON.stringify(value);
+  const line = oneLine(value);
+  const isNested = Array.isArray(value) && value.some((child) => Array.isArray(child));
+  if (line.length <= lineCharsMax && !isNested && indent !== "") return line;
+  const inner = `${indent}  `;
+  if (Array.isArray(value)) {
+    if (value.length === 0) return "[]";
+    const rows = value.map((child) => `${inner}${jsonText(child, inner)}`);
+    return `[\n${rows.join(",\n")}\n${indent}]`;
+  }
+  const rows = Object.entries(value as JsonObject).map(
+    ([key, child]) => `${inner}${JSON.stringify(key)}: ${jsonText(child, inner)}`,
+  );
+  return `{\n${rows.join(",\n")}\n${indent}}`;
+}
+
+function oneLine(value: Json): string {
+  if (Array.isArray(value)) return `[${value.map(oneLine).join(", ")}]`;
+  if (!isFileObject(value)) return JSON.stringify(value);
+  const pairs = Object.entries(value as JsonObject).map(
+    ([key, child]) => `${JSON.stringify(key)}: ${oneLine(child)}`,
+  );
+  return pairs.length === 0 ? "{}" : `{ ${pairs.join(", ")} }`;
+}

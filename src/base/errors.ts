@@ -46,6 +46,8 @@ export const errorTable = {
   pinned_worker_overloaded: row(defaultOverloadStatus, false, "overload", "overloaded"),
   queue_rejected: row(defaultOverloadStatus, true, "overload", "overloaded"),
   do_not_queue: row(defaultOverloadStatus, true, "overload", "overloaded"),
+  // No pool can serve it within its latency targets.
+  sla_unattainable: row(429, false, "overload", "sla_unattainable"),
   // Nothing to send to.
   no_endpoints: row(503, true, "unavailable", "unavailable"),
   not_ready: row(503, true, "unavailable", "unavailable"),

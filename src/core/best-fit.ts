@@ -6,8 +6,10 @@
 /** Predictions are held to the target with this margin. */
 export const targetMargin = 1.1;
 
+/** Scores from here on are those of a missed target. */
+export const lateScore = 1e9;
+
 const latencyShare = 0.1;
-const lateBase = 1e9;
 const latePerMs = 1000;
 
 /** How far `predictedMs` with its margin is beyond `targetMs`; 0 when it meets it. */
@@ -25,6 +27,6 @@ export interface Fit {
 /** Score of `fit` under a target in ms; below 10^9 exactly when the target is met. */
 export function bestFitScore({ predictedMs, gpuMs, gpus }: Fit, targetMs: number): number {
   const late = latenessMs(predictedMs, targetMs);
-  if (late > 0) return lateBase + latePerMs * late;
+  if (late > 0) return lateScore + latePerMs * late;
   return gpuMs + latencyShare * predictedMs * gpus;
 }

@@ -6,7 +6,7 @@
  */
 import { STATUS_CODES } from "node:http";
 import type { ErrorCode, TiergridError } from "../base/errors.ts";
-import { errorTable } from "../base/errors.ts";
+import { defaultOverloadStatus, errorTable } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
 
 /** One thing wrong with a request; `pointer` is a JSON pointer or a header name. */
@@ -51,7 +51,10 @@ const extraReasons: Readonly<Record<number, string>> = {
   529: "Overloaded",
 };
 /** The details a caller may see; others (subjects, instances) stay inside. */
-const publicDetails = ["errors", "retry_after_ms", "limit", "bytes", "max", "worker_id"];
+const publicDetails = [
+  ...["errors", "retry_after_ms", "limit", "bytes", "max", "worker_id"],
+  ...["best_ttft_ms", "best_itl_ms"],
+];
 /** SDKs repeat every 5xx by themselves; a repeat of these only adds load. */
 const statusesNotToRepeat = new Set([500, 501, 504]);
 
@@ -85,10 +88,10 @@ export function errorAnswer(error: TiergridError, options: ErrorAnswerOptions): 
   };
 }
 
-/** HTTP status of a code; the overload codes answer with the configured status. */
+/** HTTP status of a code; that of overload may be configured. */
 export function errorStatus(code: ErrorCode, overloadStatus: number): number {
-  const { status, errorType } = errorTable[code];
-  return errorType === "overload" ? overloadStatus : status;
+  const { status } = errorTable[code];
+  return status === defaultOverloadStatus ? overloadStatus : status;
 }
 
 function reasonPhrase(status: number): string {

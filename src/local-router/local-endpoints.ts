@@ -7,7 +7,12 @@ import type { Clock } from "../base/clock.ts";
 import { TiergridError, toTiergridError } from "../base/errors.ts";
 import type { LatencyCostOptions } from "../core/latency-cost.ts";
 import type { WorkerRoster } from "../core/worker-roster.ts";
-import { askSubject, endpointQueue, endpointSubject } from "../protocol/subjects.ts";
+import {
+  askSubject,
+  endpointQueue,
+  endpointSubject,
+  type RouterQuestion,
+} from "../protocol/subjects.ts";
 import type { Bus, BusMessage, Subscription } from "../runtime/bus.ts";
 import { type MicroService, serviceErrorHeaders } from "../runtime/micro-service.ts";
 import { decisionJson } from "./decision-json.ts";
@@ -38,6 +43,9 @@ export interface QuestionOptions extends RouteOptions {
   readonly decisions: DecisionRing | undefined;
 }
 
+/** Bookings and kept decisions are in one router's books, and a quote is that of its books. */
+const instanceQuestions: readonly RouterQuestion[] = ["route", "explain", "best_worker_id"];
+
 type Answerer = (options: QuestionOptions, question: Question) => unknown;
 
 const answerers: Readonly<Record<string, Answerer>> = {
@@ -63,9 +71,9 @@ export function serveQuestions(options: QuestionOptions): Subscription[] {
       bus.publish(reply, payload, error ? { headers: serviceErrorHeaders(error) } : {});
     };
     const subscription = bus.subscribe(subject, onMessage, endpointQueue);
-    if (endpoint !== "route" && endpoint !== "explain") return [subscription];
-    // Bookings and kept decisions are in one router's books only.
-    return [subscription, bus.subscribe(askSubject("local", options.inst, endpoint), onMessage)];
+    const question = instanceQuestions.find((name) => name === endpoint);
+    if (!question) return [subscription];
+    return [subscription, bus.subscribe(askSubject("local", options.inst, question), onMessage)];
   });
 }
 

@@ -5,7 +5,7 @@ import { choiceSettings, parseRouterConfigOverride } from "../config/kv-router-c
 import type { ChoiceSettings, WorkerPolicy } from "../core/decision.ts";
 import type { WorkerConstraints } from "../core/worker-roster.ts";
 import type { BlockHasher } from "../protocol/block-hashes.ts";
-import { readMmRouting } from "../protocol/mm-hash.ts";
+import { hashPrompt } from "../protocol/prompt-hashes.ts";
 import { isObject, isU32, shown } from "../protocol/request-body.ts";
 import type { Phase, RequestBody, RoutingHints } from "../protocol/requests.ts";
 import { formatU64, readU64Json } from "../protocol/u64.ts";
@@ -101,7 +101,7 @@ function fitTargetOf(role: CardRole, { router }: RequestBody): number | undefine
 
 const none = new Uint32Array(0);
 
-/** The prompt that routing sees: the request's own, or the one with its media expanded. */
+/** Hashes of the prompt, or those its sender has made. */
 function hashesOf(
   { blockSize, blockHasher }: PoolRules,
   body: RequestBody,
@@ -113,14 +113,7 @@ function hashesOf(
     blockHasher.chain(sequence, 1, blocks);
     return { islTokens: prompt.islTokens, blocks, sequence };
   }
-  const media = readMmRouting(body["mm_routing_info"]);
-  const tokens = media.tokens ?? prompt.tokens;
-  const { blocks, sequence } = blockHasher.hashBlocks(tokens, blockSize, {
-    loraName: body.routing?.lora_name ?? undefined,
-    cacheSalt: body.routing?.cache_salt ?? undefined,
-    mmInfos: media.mmInfos,
-  });
-  return { islTokens: tokens.length, blocks, sequence };
+  return hashPrompt(blockHasher, body, prompt.tokens, blockSize);
 }
 
 function overrideOf(body: RequestBody): RouterConfigOverride {

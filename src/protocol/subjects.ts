@@ -79,7 +79,14 @@ export const generateSubject = (kind: InstanceKind, inst: string): string =>
 export const controlSubject = (kind: InstanceKind, inst: string): string =>
   `${subjectRoot}.${kind}.${subjectToken(inst)}.ctl`;
 /** What one router, and no other of its kind, can be asked: its books, its rings, its settings. */
-export type RouterQuestion = "route" | "thresholds" | "explain" | "pool_info";
+export type RouterQuestion =
+  | "route"
+  | "thresholds"
+  | "explain"
+  | "pool_info"
+  | "best_worker_id"
+  | "grid"
+  | "cells";
 export const askSubject = (
   kind: "local" | "global",
   inst: string,

@@ -7,7 +7,7 @@ import { Book, openBooks, pairs, slowTiers } from "./books";
 import { duplicates, openEvents } from "./events";
 import { openSets, setCount } from "./holder-sets";
 import { seedRandom } from "./random";
-import { heapBytes } from "./regions";
+import { heapBytes, reservePages } from "./regions";
 import { nextPlace, rows, rowsUsed } from "./row-export";
 
 export { maintain } from "./block-holders";
@@ -19,6 +19,9 @@ export { allocate, free } from "./regions";
 export { beginExport, exportBlocks, exportBook, exportNames } from "./row-export";
 export { seedRandom };
 
+/** 256 MiB, room for millions of blocks: growing later stops the process, untouched pages are free. */
+const indexPages: i32 = 4096;
+
 /** Makes the empty index; call it once, after `seedRandom`. */
 export function openIndex(
   opaque: bool,
@@ -26,6 +29,7 @@ export function openIndex(
   blocksMax: u32,
   setWordsMax: u32,
 ): void {
+  reservePages(indexPages);
   openBooks(opaque);
   openSets(setWordsMax);
   openBlocks(holdersMax);

@@ -92,6 +92,11 @@ export function clearFreed(): bool {
   return dirtyFirst !== 0;
 }
 
+/** Grows the memory to `pages` at once, if that is granted; it may still grow after. */
+export function reservePages(pages: i32): void {
+  memory.grow(pages - memory.size());
+}
+
 /** Bytes between the heap's start and its last used region. */
 export function heapBytes(): usize {
   return freshAt - __heap_base;

@@ -69,7 +69,7 @@ const routerFlags = {
     type: "boolean",
     default: true,
     group: "Global router",
-    help: "Serves /explain and /busy_threshold on the system port.",
+    help: "Serves /explain, /busy_threshold and /grid on the system port.",
   },
   acceptTimeoutMs: {
     flag: "accept-timeout-ms",
@@ -114,6 +114,16 @@ const routerFlags = {
     default: true,
     group: "Global router",
     help: "Applies changes of the pool config while running; a broken file changes nothing.",
+  },
+  canaryPercent: {
+    flag: "canary-percent",
+    env: "TIERGRID_CANARY_PERCENT",
+    type: "number",
+    min: 0,
+    max: 100,
+    default: 0,
+    group: "Global router",
+    help: "Share of requests that a changed pool config gets until it is promoted; 0 = all at once.",
   },
   overloadHoldMs: {
     flag: "overload-hold-ms",

@@ -1,4 +1,5 @@
 /** `tiergrid global`: the global router and, in the same process, the OpenAI frontend. */
+import { Hono } from "hono";
 import { sleep } from "../base/clock.ts";
 import { TiergridError } from "../base/errors.ts";
 import type { Given } from "../base/flags.ts";
@@ -9,7 +10,9 @@ import { startFrontend } from "../frontend/start-frontend.ts";
 import { loadTokenizer, type ModelTokenizer } from "../frontend/tokenizer.ts";
 import { watchPoolConfig } from "../global-router/config-watch.ts";
 import { startGlobalRouter } from "../global-router/global-router.ts";
+import { createGridAdmin } from "../global-router/grid-admin.ts";
 import { poolStates } from "../global-router/router-status.ts";
+import { loadBlockHasher } from "../protocol/block-hashes.ts";
 import {
   bookingMetrics,
   componentMetrics,
@@ -44,6 +47,7 @@ export async function run({ options }: Given<typeof globalFlags>): Promise<numbe
   const router = startGlobalRouter({
     ...parts,
     ...{ version, log, config: loaded.config, warnings: loaded.warnings.length },
+    blockHasher: await loadBlockHasher(),
     namespace: options.namespace,
     component: options.componentName,
     defaults: {
@@ -54,11 +58,13 @@ export async function run({ options }: Given<typeof globalFlags>): Promise<numbe
     poolWaitMs: options.poolWaitMs,
     requireAllPools: options.requireAllPools,
     overloadHoldMs: options.overloadHoldMs,
+    canaryPercent: options.canaryPercent,
   });
   const watch = watchPoolConfig(
-    { path: options.config, load, clock, log, router },
+    { path: options.config, load, clock, log, grids: router.grids },
     options.watchConfig,
   );
+  process.on("SIGHUP", () => void watch.reloadNow("signal"));
   const frontend = startFrontend({
     ...parts,
     log: shell.logs("frontend"),
@@ -74,7 +80,11 @@ export async function run({ options }: Given<typeof globalFlags>): Promise<numbe
     health: router.health,
     metrics: metrics.text,
     pages: { "/pools": router.pools },
-    ...(options.adminRoutes && { app: frontend.http.admin }),
+    ...(options.adminRoutes && {
+      app: new Hono()
+        .route("/", frontend.http.admin)
+        .route("/", createGridAdmin(router.grids, watch)),
+    }),
     facts: { api: `${server.url}/v1`, model: options.modelName, inst: router.inst },
     drain: async () => {
       watch.stop();

@@ -6,7 +6,14 @@
  *
  * A decision is counted once: by its notice, or by the dispatcher when nobody will send one.
  */
+
+import type { Clock } from "../base/clock.ts";
+import { cellText } from "../core/sla-grid.ts";
 import type { ClosedNotice, FinishedNotice } from "../protocol/notices.ts";
+import type { Log } from "../runtime/log.ts";
+import type { SlaMeasure } from "./cell-latency.ts";
+import { tellDrift } from "./drift.ts";
+import type { GridVersions, VersionTally } from "./grid-versions.ts";
 import type { DecisionRing, PoolDecision } from "./pool-decision.ts";
 import { cellLabel, type GlobalMetrics } from "./router-metrics.ts";
 
@@ -15,9 +22,23 @@ export type Outcome = "ok" | "error" | "cancelled" | "lost";
 /** Decisions of one notice that are looked at. */
 const decisionIdsMax = 16;
 
+/** Where requests are scored: the metrics, and the version of the grid that chose for them. */
+export interface Scorer {
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly metrics: GlobalMetrics;
+  readonly versions: GridVersions;
+}
+
+/** Counts a live request in the version of the grid that it keeps. */
+export function countStart(scorer: Scorer, decision: PoolDecision): void {
+  const tally = tallyOf(scorer, decision);
+  if (tally) tally.requests++;
+}
+
 /** Counts a notice; answers what became of it. */
 export function countClosed(
-  metrics: GlobalMetrics,
+  scorer: Scorer,
   ring: DecisionRing,
   notice: ClosedNotice,
 ): "applied" | "duplicate" | "unknown" {
@@ -26,8 +47,8 @@ export function countClosed(
   const known = ids.slice(0, decisionIdsMax).flatMap((id: unknown) => ring.get(String(id)) ?? []);
   const open = known.filter((decision) => !decision.counted);
   for (const decision of open) {
-    countEnd(metrics, decision, outcomeOf(notice));
-    countTargets(metrics, decision, notice);
+    countEnd(scorer, decision, outcomeOf(notice));
+    countTargets(scorer, decision, notice);
   }
   if (open.length > 0) return "applied";
   return known.length > 0 ? "duplicate" : "unknown";
@@ -41,23 +62,77 @@ export function outcomeOf({ outcome }: ClosedNotice | FinishedNotice): Outcome {
 }
 
 /** Counts the end of a request that has no measured values; the first end counts. */
-export function countEnd(metrics: GlobalMetrics, decision: PoolDecision, outcome: Outcome): void {
+export function countEnd(scorer: Scorer, decision: PoolDecision, outcome: Outcome): void {
   if (decision.counted) return;
   decision.counted = true;
-  metrics.counter("tiergrid_cell_requests_total", { ...placeOf(decision), outcome }).add(1);
+  const labels = { ...placeOf(decision), outcome };
+  scorer.metrics.counter("tiergrid_cell_requests_total", labels).add(1);
+  const tally = tallyOf(scorer, decision);
+  if (tally) tally.ended[outcome]++;
 }
 
-function countTargets(metrics: GlobalMetrics, decision: PoolDecision, notice: ClosedNotice): void {
+/** Counts a request that was refused because no pool could meet its targets: a miss of each. */
+export function countUnattainable(scorer: Scorer, decision: PoolDecision): void {
+  const missed = decision.live?.refusal?.missed ?? [];
+  for (const { axis, source } of decision.selection.axes) {
+    const target = missed.find((name) => name === axis.name);
+    if (target) countTarget(scorer, decision, { target, source, result: "missed" });
+  }
+}
+
+function countTargets(scorer: Scorer, decision: PoolDecision, notice: ClosedNotice): void {
   for (const { axis, value: targetMs, source } of decision.selection.axes) {
     const target = axis.name;
     if (target !== "ttft" && target !== "itl") continue;
     const measuredMs = target === "ttft" ? notice.ttft_ms : meanItlMs(notice);
     if (typeof measuredMs !== "number" || !Number.isFinite(measuredMs)) continue;
     const result = measuredMs <= targetMs ? "met" : "missed";
-    const explicit = String(source !== "default" && source !== "midpoint");
-    const labels = { ...placeOf(decision), target, result, explicit };
-    metrics.counter("tiergrid_cell_sla_total", labels).add(1);
+    countTarget(scorer, decision, { target, source, result });
+    countLatency(scorer, decision, { target, source, measuredMs, targetMs });
   }
+}
+
+interface Scored {
+  readonly target: SlaMeasure;
+  readonly source: string;
+}
+
+function countTarget(
+  scorer: Scorer,
+  decision: PoolDecision,
+  { target, source, result }: Scored & { readonly result: "met" | "missed" },
+): void {
+  const explicit = String(isExplicit(source));
+  const labels = { ...placeOf(decision), target, result, explicit };
+  scorer.metrics.counter("tiergrid_cell_sla_total", labels).add(1);
+  const tally = tallyOf(scorer, decision);
+  if (tally) tally[target][result]++;
+}
+
+/** Puts a measured latency in the book of its cell, while the grid that chose is still in use. */
+function countLatency(
+  scorer: Scorer,
+  decision: PoolDecision,
+  {
+    target,
+    source,
+    ...sample
+  }: Scored & { readonly measuredMs: number; readonly targetMs: number },
+): void {
+  const live = scorer.versions.liveOf(decision.active);
+  if (!live) return;
+  const nowMs = scorer.clock.nowMs();
+  const place = { ...placeOf(decision), cell: cellText(decision.selection.cell) };
+  const moved = live.cells.add(place, { target, ...sample, explicit: isExplicit(source) }, nowMs);
+  if (moved) tellDrift(scorer, moved, nowMs);
+}
+
+function isExplicit(source: string): boolean {
+  return source !== "default" && source !== "midpoint";
+}
+
+function tallyOf({ versions }: Scorer, { active }: PoolDecision): VersionTally | undefined {
+  return versions.find(active.config.version)?.tally;
 }
 
 function meanItlMs({ itl }: ClosedNotice): number | undefined {

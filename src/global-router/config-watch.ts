@@ -9,21 +9,24 @@ import { toTiergridError } from "../base/errors.ts";
 import { formatFault } from "../config/config-fault.ts";
 import { loadPoolConfigFile, type PoolConfigOptions } from "../config/load-pool-config.ts";
 import type { Log } from "../runtime/log.ts";
-import type { GlobalRouter } from "./global-router.ts";
+import type { GridControl } from "./grid-control.ts";
+import type { ChangedBy } from "./grid-versions.ts";
 
+/** Quiet time that ends a change, and the longest that a folder which never rests delays one. */
 export const configSettleMs = 200;
+export const configSettleMaxMs = 2_000;
 
 export interface ConfigWatchOptions {
   readonly path: string;
   readonly load: PoolConfigOptions;
   readonly clock: Clock;
   readonly log: Log;
-  readonly router: Pick<GlobalRouter, "reload" | "reloadRejected">;
+  readonly grids: Pick<GridControl, "offer" | "rejected">;
 }
 
 export interface ConfigWatch {
-  /** Reads the file and puts it in force if it is valid and new; never rejects. */
-  reloadNow(): Promise<void>;
+  /** Reads the file and takes it if it is valid and new; never rejects. */
+  reloadNow(by: ChangedBy): Promise<void>;
   stop(): void;
 }
 
@@ -31,15 +34,21 @@ export interface ConfigWatch {
 export function watchPoolConfig(options: ConfigWatchOptions, follow: boolean): ConfigWatch {
   const { path, clock, log } = options;
   let cancelSettle: CancelTimer = () => {};
+  let changedAtMs: number | undefined;
   let reading: Promise<void> = Promise.resolve();
-  const reloadNow = (): Promise<void> => {
+  const reloadNow = (by: ChangedBy): Promise<void> => {
     // One after the other, so that an older file never replaces a newer one.
-    reading = reading.then(() => reloadOnce(options));
+    reading = reading.then(() => reloadOnce(options, by));
     return reading;
   };
   const changed = (): void => {
     cancelSettle();
-    cancelSettle = clock.after(configSettleMs, () => void reloadNow());
+    changedAtMs ??= clock.nowMs();
+    const leftMs = changedAtMs + configSettleMaxMs - clock.nowMs();
+    cancelSettle = clock.after(Math.min(configSettleMs, leftMs), () => {
+      changedAtMs = undefined;
+      void reloadNow("file");
+    });
   };
   let watcher: FSWatcher | undefined;
   try {
@@ -57,15 +66,17 @@ export function watchPoolConfig(options: ConfigWatchOptions, follow: boolean): C
   };
 }
 
-async function reloadOnce({ path, load, log, router }: ConfigWatchOptions): Promise<void> {
+async function reloadOnce(options: ConfigWatchOptions, by: ChangedBy): Promise<void> {
+  const { path, load, log, grids } = options;
   try {
     const result = await loadPoolConfigFile(path, load);
     if (result.ok) {
-      router.reload(result.config, result.warnings.length);
+      const taken = grids.offer(result.config, result.warnings.length, by);
+      if (taken === "unchanged") return;
       for (const warning of result.warnings) log.warn(formatFault(warning));
       return;
     }
-    router.reloadRejected(result.faults.length);
+    grids.rejected(result.faults, by);
     for (const fault of result.faults) log.error(formatFault(fault));
   } catch (thrown) {
     log.error("pool config not applied", { error: toTiergridError(thrown).message });

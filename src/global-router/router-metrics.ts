@@ -10,6 +10,7 @@ import type {
   processMetrics,
 } from "../runtime/metric-table.ts";
 import type { Metrics } from "../runtime/metrics.ts";
+import type { LiveRecord } from "./live-choice.ts";
 import type { PoolDecision } from "./pool-decision.ts";
 import {
   type ActiveConfig,
@@ -58,6 +59,20 @@ export function countSelection(
     metrics.counter("tiergrid_priority_override_total", { role, rule: override.rule }).add(1);
   }
   metrics.histogram("tiergrid_selection_seconds", { role }).observe(durationMs / 1000);
+}
+
+/** What a live request's quotes came to. */
+export function countLive(
+  metrics: GlobalMetrics,
+  { role: { role, pools } }: PoolDecision,
+  { quotes, outcome, tookMs }: LiveRecord,
+): void {
+  for (const { pool: index, outcome: ended } of quotes) {
+    const pool = pools[index]?.namespace ?? "";
+    metrics.counter("tiergrid_pool_quotes_total", { role, pool, outcome: ended }).add(1);
+  }
+  metrics.counter("tiergrid_live_choices_total", { role, outcome }).add(1);
+  metrics.histogram("tiergrid_live_choice_seconds", { role }).observe(tookMs / 1000);
 }
 
 /** Why an attempt went to `toPool` and not to `fromPool`. */
@@ -123,19 +138,17 @@ export function countCondition(
   metrics.counter("tiergrid_pool_state_changes_total", { role, pool, to: condition }).add(1);
 }
 
-/** Creates the series whose labels the config names, and removes those of pools it dropped. */
+/** Creates the series whose labels the configs name, and removes those of pools they dropped. */
 export function declarePools(
   metrics: GlobalMetrics,
   model: string,
-  active: ActiveConfig,
-  before?: ActiveConfig,
+  active: readonly ActiveConfig[],
+  before: readonly ActiveConfig[] = [],
 ): void {
-  const kept = new Set<LivePool>([...active.roles.values()].flatMap(({ live }) => live));
-  for (const { live } of before?.roles.values() ?? []) {
-    for (const pool of live) if (!kept.has(pool)) removePool(metrics, pool);
-  }
+  const kept = new Set<LivePool>(active.flatMap(livePools));
+  for (const pool of before.flatMap(livePools)) if (!kept.has(pool)) removePool(metrics, pool);
   for (const { role, namespace: pool } of kept) {
-    for (const reason of ["grid", "override", "spill", "retry"]) {
+    for (const reason of ["grid", "override", "live", "spill", "retry"]) {
       metrics.counter("tiergrid_pool_selections_total", { model, role, pool, reason });
     }
     metrics.counter("tiergrid_spill_exhausted_total", { role, pool });
@@ -143,7 +156,7 @@ export function declarePools(
       metrics.counter("tiergrid_pool_state_changes_total", { role, pool, to });
     }
   }
-  for (const { role, grid } of active.roles.values()) {
+  for (const { role, grid } of active.flatMap(({ roles }) => [...roles.values()])) {
     metrics.gauge("tiergrid_bookings_active", { role });
     for (const { name } of grid.axes) {
       for (const side of ["low", "high"]) {
@@ -151,6 +164,10 @@ export function declarePools(
       }
     }
   }
+}
+
+function livePools({ roles }: ActiveConfig): LivePool[] {
+  return [...roles.values()].flatMap(({ live }) => live);
 }
 
 function removePool(metrics: GlobalMetrics, { role, namespace: pool }: LivePool): void {

@@ -2,6 +2,7 @@
 import type { Bus } from "../runtime/bus.ts";
 import type { Health } from "../runtime/health-server.ts";
 import type { InstanceCard } from "../runtime/instance-card.ts";
+import type { GridControl, LastReload } from "./grid-control.ts";
 import { viewsOf } from "./pool-decision.ts";
 import { type ActiveConfig, type PoolHealth, type PoolView, workersOf } from "./pool-health.ts";
 
@@ -17,10 +18,7 @@ export interface StatusSettings {
 
 /** What changes while the router runs. */
 export interface RouterState {
-  active: ActiveConfig;
-  loadedWallMs: number;
-  warnings: number;
-  lastReload: { readonly result: string; readonly at: string } | null;
+  readonly active: ActiveConfig;
   draining: boolean;
 }
 
@@ -29,6 +27,7 @@ export interface StatusSource {
   readonly options: StatusSettings;
   readonly inst: string;
   readonly health: PoolHealth;
+  readonly grids: GridControl;
   readonly state: RouterState;
 }
 
@@ -41,7 +40,8 @@ export interface PoolInfo {
     readonly version: string;
     readonly loaded_at: string;
     readonly warnings: number;
-    readonly last_reload: { readonly result: string; readonly at: string } | null;
+    readonly last_reload: LastReload | null;
+    readonly canary: { readonly version: string; readonly percent: number } | null;
   };
   readonly roles: Readonly<Record<string, { readonly pools: readonly PoolView[] }>>;
 }
@@ -60,7 +60,7 @@ function servingPools({
 }: StatusSource): { role: string; serving: number; all: number }[] {
   return [...state.active.roles.values()].map(({ role, live }) => ({
     role,
-    serving: live.filter((pool) => health.stateOf(pool) !== "unready").length,
+    serving: live.filter((pool) => health.isServing(pool)).length,
     all: live.length,
   }));
 }
@@ -123,8 +123,9 @@ export function healthOf(source: StatusSource): Health {
   return { ready: isReady(source), body: { endpoints: Object.fromEntries(endpoints), pools } };
 }
 
-export function poolInfo({ options, health, state }: StatusSource): PoolInfo {
-  const { config, roles } = state.active;
+export function poolInfo({ options, health, grids }: StatusSource): PoolInfo {
+  const { inForce, trial } = grids.versions;
+  const { config, roles } = inForce.active;
   const views = [...roles.values()].map((role) => [role.role, { pools: viewsOf(role, health) }]);
   return {
     model_name: options.model,
@@ -132,9 +133,10 @@ export function poolInfo({ options, health, state }: StatusSource): PoolInfo {
     enable_priority_retry: config.enablePriorityRetry,
     config: {
       version: config.version,
-      loaded_at: new Date(state.loadedWallMs).toISOString(),
-      warnings: state.warnings,
-      last_reload: state.lastReload,
+      loaded_at: new Date(inForce.sinceWallMs).toISOString(),
+      warnings: inForce.kept.warnings,
+      last_reload: grids.lastReload,
+      canary: trial ? { version: trial.kept.version, percent: trial.percent } : null,
     },
     roles: Object.fromEntries(views),
   };

@@ -4,46 +4,7 @@
  * Label values come from config, discovery or closed sets only, never from a client.
  */
 import { buckets } from "./metric-buckets.ts";
-
-export type MetricType = "counter" | "gauge" | "histogram";
-
-export interface MetricRow {
-  readonly type: MetricType;
-  readonly help: string;
-  readonly labels: readonly string[];
-  /** Upper bounds of a histogram's buckets; empty for other types. */
-  readonly buckets: readonly number[];
-}
-
-export type MetricTable = Readonly<Record<string, MetricRow>>;
-
-/** A row with its own type and labels, which the series are checked against. */
-export interface Row<Type extends MetricType, Labels extends readonly string[]> extends MetricRow {
-  readonly type: Type;
-  readonly labels: Labels;
-}
-
-function counter<const Labels extends readonly string[] = []>(
-  help: string,
-  labels: Labels = [] as unknown as Labels,
-): Row<"counter", Labels> {
-  return { type: "counter", help, labels, buckets: [] };
-}
-
-function gauge<const Labels extends readonly string[] = []>(
-  help: string,
-  labels: Labels = [] as unknown as Labels,
-): Row<"gauge", Labels> {
-  return { type: "gauge", help, labels, buckets: [] };
-}
-
-function histogram<const Labels extends readonly string[] = []>(
-  help: string,
-  bounds: readonly number[],
-  labels: Labels = [] as unknown as Labels,
-): Row<"histogram", Labels> {
-  return { type: "histogram", help, labels, buckets: bounds };
-}
+import { counter, gauge, histogram, type MetricTable } from "./metric-rows.ts";
 
 /** The OpenAI frontend. */
 export const frontendMetrics = {
@@ -261,8 +222,42 @@ export const workerMetrics = {
   tiergrid_stream_credit_stalls_total: counter("Waits for a slow stream owner"),
 };
 
+/** The grids of a global router: changes, versions, what the cells measure. */
+const gridMetrics = {
+  tiergrid_grid_changes_total: counter("Changes of grid", ["action"]),
+  tiergrid_grid_canary_percent: gauge("Share of requests on trial; 0 without a trial"),
+  tiergrid_grid_version_ended_total: counter("Ended requests by version of the grid", [
+    "version",
+    "outcome",
+  ]),
+  tiergrid_grid_version_sla_total: counter("Requests against their targets, by version", [
+    "version",
+    "target",
+    "result",
+  ]),
+  tiergrid_cell_latency_seconds: gauge("Latency of the last 10 minutes, from 20 requests on", [
+    "role",
+    "cell",
+    "pool",
+    "target",
+    "quantile",
+  ]),
+  tiergrid_cell_attainment_ratio: gauge("Share of targets met in the last 10 minutes", [
+    "role",
+    "cell",
+    "target",
+  ]),
+  tiergrid_grid_stale: gauge("1 while a pool's latency in a cell is not what it was", [
+    "role",
+    "cell",
+    "pool",
+  ]),
+  tiergrid_grid_drift_total: counter("Cells that left their band, or came back", ["role", "to"]),
+};
+
 /** The global router: pool choice, attempts, pools. */
 export const globalRouterMetrics = {
+  ...gridMetrics,
   tiergrid_pool_selections_total: counter("Attempts dispatched", [
     "model",
     "role",
@@ -274,6 +269,18 @@ export const globalRouterMetrics = {
   tiergrid_sla_target_source_total: counter("Where a target came from", ["target", "source"]),
   tiergrid_priority_override_total: counter("Priority rules that decided", ["role", "rule"]),
   tiergrid_selection_seconds: histogram("Time to choose a pool", buckets.selection, ["role"]),
+  tiergrid_pool_quotes_total: counter("Quotes asked of a pool, by what came", [
+    "role",
+    "pool",
+    "outcome",
+  ]),
+  tiergrid_live_choices_total: counter("Choices by quotes: left = left the grid", [
+    "role",
+    "outcome",
+  ]),
+  tiergrid_live_choice_seconds: histogram("Time a request waited for quotes", buckets.accept, [
+    "role",
+  ]),
   tiergrid_explain_requests_total: counter("Explained decisions", ["result"]),
   tiergrid_spill_total: counter("Attempts moved to a spill pool", [
     "role",

@@ -13,7 +13,7 @@
  * - A removed series is no longer rendered; counting into it is harmless.
  */
 import { type Metric, Registry } from "prom-client";
-import type { MetricRow, MetricTable } from "./metric-table.ts";
+import type { MetricRow, MetricTable } from "./metric-rows.ts";
 
 export const seriesMax = 1000;
 const labelLengthMax = 128;

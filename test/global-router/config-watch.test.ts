@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { expect, it, vi } from "vitest";
 import { realClock } from "../../src/base/clock.ts";
 import { TiergridError } from "../../src/base/errors.ts";
+import type { ConfigFault } from "../../src/config/config-fault.ts";
 import type { PoolConfig } from "../../src/config/pool-config.ts";
 import { watchPoolConfig } from "../../src/global-router/config-watch.ts";
 import { silentLog } from "../../src/runtime/log.ts";
@@ -32,15 +33,15 @@ async function inFolder(test: (files: Files) => Promise<void>): Promise<void> {
 function recorder() {
   const applied: string[] = [];
   const rejected: number[] = [];
-  const router = {
-    reload: ({ version, mode }: PoolConfig) => {
+  const grids = {
+    offer: ({ version, mode }: PoolConfig) => {
       if (mode === "disagg") throw new TiergridError("config_invalid", "another mode");
       applied.push(version);
       return "applied" as const;
     },
-    reloadRejected: (errors: number) => void rejected.push(errors),
+    rejected: (faults: readonly ConfigFault[]) => void rejected.push(faults.length),
   };
-  return { applied, rejected, router };
+  return { applied, rejected, grids };
 }
 
 const load = { ownNamespace: "dynamo" };
@@ -48,26 +49,26 @@ const textOf = (config: PoolConfig): string => JSON.stringify(config.normal);
 
 it("puts a valid file in force, counts a broken or missing one, and never rejects", () =>
   inFolder(async ({ path, write }) => {
-    const { applied, rejected, router } = recorder();
-    const options = { path, load, clock: realClock, log: silentLog, router };
+    const { applied, rejected, grids } = recorder();
+    const options = { path, load, clock: realClock, log: silentLog, grids };
     const watch = watchPoolConfig(options, false);
-    await watch.reloadNow();
+    await watch.reloadNow("http");
     await write("{");
-    await watch.reloadNow();
+    await watch.reloadNow("http");
     expect(rejected).toEqual([1, 1]);
     await write(textOf(aggConfig()));
-    await watch.reloadNow();
+    await watch.reloadNow("http");
     expect(applied).toEqual([aggConfig().version]);
     await write(textOf(disaggConfig()));
-    await watch.reloadNow();
+    await watch.reloadNow("http");
     expect(applied).toHaveLength(1);
     watch.stop();
   }));
 
 it("notices that another file took the name, and stops noticing", () =>
   inFolder(async ({ path, write }) => {
-    const { applied, router } = recorder();
-    const options = { path, load, clock: realClock, log: silentLog, router };
+    const { applied, grids } = recorder();
+    const options = { path, load, clock: realClock, log: silentLog, grids };
     await write(textOf(aggConfig()));
     const watch = watchPoolConfig(options, true);
     const next = aggConfig({ enable_priority_retry: true });

@@ -8,12 +8,8 @@ import {
   linearBuckets,
   logBuckets,
 } from "../../src/runtime/metric-buckets.ts";
-import {
-  type MetricRow,
-  type MetricTable,
-  metricTables,
-  processMetrics,
-} from "../../src/runtime/metric-table.ts";
+import type { MetricRow, MetricTable } from "../../src/runtime/metric-rows.ts";
+import { metricTables, processMetrics } from "../../src/runtime/metric-table.ts";
 import { createMetrics, HistogramSeries, seriesMax } from "../../src/runtime/metrics.ts";
 import { collectBus, collectRuntime, startLoopCanary } from "../../src/runtime/process-metrics.ts";
 

@@ -1,0 +1,86 @@
+/**
+ * What operators see of the cells: recent latencies and attainment, and where the grid has gone
+ * stale, i.e. the pools of a cell are not what they were when the grid came into use.
+ */
+import type { DriftState } from "../core/drift-detector.ts";
+import type { Log } from "../runtime/log.ts";
+import { attainmentOf, type CellBook, type CellSeries, recentOf } from "./cell-latency.ts";
+import type { GlobalMetrics } from "./router-metrics.ts";
+
+/** Recent requests below which a cell shows no quantiles. */
+export const quantileSamplesMin = 20;
+
+/** Counts and logs that a cell left its band, or is back. */
+export function tellDrift(
+  { log, metrics }: { readonly log: Log; readonly metrics: GlobalMetrics },
+  series: CellSeries,
+  nowMs: number,
+): void {
+  const { role, cell, pool, target, drift } = series;
+  metrics.counter("tiergrid_grid_drift_total", { role, to: drift.state }).add(1);
+  const recentMs = Math.round(recentOf(series, nowMs).latencies.quantileMs(0.5));
+  const fields = { role, cell, pool, target, state: drift.state };
+  const measured = { reference_ms: Math.round(drift.referenceMs), recent_p50_ms: recentMs };
+  if (isStale(drift.state)) log.warn("grid is stale in a cell", { ...fields, ...measured });
+  else log.info("grid holds again in a cell", { ...fields, ...measured });
+}
+
+/** Copies a book to the gauges; `isNew` when it is another one than at the last scrape. */
+export function collectCells(
+  metrics: GlobalMetrics,
+  book: CellBook,
+  { nowMs, isNew }: { readonly nowMs: number; readonly isNew: boolean },
+): void {
+  if (isNew) for (const name of cellFamilies) metrics.remove(name, {});
+  const stale = new Map<string, { series: CellSeries; stale: boolean }>();
+  const met = new Map<string, { series: CellSeries; met: number; missed: number }>();
+  for (const series of book.series) {
+    const { role, cell, pool, target } = series;
+    const recent = recentOf(series, nowMs);
+    collectQuantiles(metrics, series, recent.latencies);
+    const place = `${role} ${cell} ${pool}`;
+    const isBad = isStale(series.drift.state) || (stale.get(place)?.stale ?? false);
+    stale.set(place, { series, stale: isBad });
+    const sum = met.get(`${role} ${cell} ${target}`) ?? { series, met: 0, missed: 0 };
+    sum.met += recent.met;
+    sum.missed += recent.missed;
+    met.set(`${role} ${cell} ${target}`, sum);
+  }
+  for (const { series, stale: isBad } of stale.values()) {
+    const { role, cell, pool } = series;
+    metrics.gauge("tiergrid_grid_stale", { role, cell, pool }).set(isBad ? 1 : 0);
+  }
+  for (const { series, ...sum } of met.values()) {
+    const { role, cell, target } = series;
+    const labels = { role, cell, target };
+    const ratio = attainmentOf(sum);
+    if (ratio === null) metrics.remove("tiergrid_cell_attainment_ratio", labels);
+    else metrics.gauge("tiergrid_cell_attainment_ratio", labels).set(ratio);
+  }
+}
+
+function collectQuantiles(
+  metrics: GlobalMetrics,
+  { role, cell, pool, target }: CellSeries,
+  recent: CellSeries["total"]["latencies"],
+): void {
+  const labels = { role, cell, pool, target };
+  if (recent.count < quantileSamplesMin) {
+    metrics.remove("tiergrid_cell_latency_seconds", labels);
+    return;
+  }
+  for (const quantile of [0.5, 0.9, 0.99]) {
+    const gauge = metrics.gauge("tiergrid_cell_latency_seconds", { ...labels, quantile });
+    gauge.set(recent.quantileMs(quantile) / 1000);
+  }
+}
+
+const cellFamilies = [
+  "tiergrid_cell_latency_seconds",
+  "tiergrid_cell_attainment_ratio",
+  "tiergrid_grid_stale",
+] as const;
+
+function isStale(state: DriftState): boolean {
+  return state === "slower" || state === "faster";
+}

@@ -19,6 +19,7 @@ import { globalCommand, globalProblems } from "./flags-global.ts";
 import {
   explainCommand,
   gridBuildCommand,
+  gridCalibrateCommand,
   gridDiffCommand,
   gridLintCommand,
   gridShowCommand,
@@ -57,6 +58,9 @@ const entries: readonly Entry[] = [
   ),
   entry(gridBuildCommand, async (given, print) =>
     (await import("./grid-build.ts")).runGridBuild(given, print),
+  ),
+  entry(gridCalibrateCommand, async (given, print) =>
+    (await import("./grid-calibrate.ts")).runGridCalibrate(given, print),
   ),
   entry(gridDiffCommand, async (given, print) =>
     (await import("./grid-diff.ts")).runGridDiff(given, print),

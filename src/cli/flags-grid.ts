@@ -186,6 +186,76 @@ export const gridBuildCommand: Command<typeof gridBuildFlags> = {
   ],
 };
 
+export const gridCalibrateFlags = {
+  ...fileFlags,
+  cells: {
+    flag: "cells",
+    type: "string",
+    default: null,
+    group: "Evidence",
+    help: "File with measured latencies per cell and pool, as a global router's cells question answers.",
+  },
+  nats: {
+    flag: "nats",
+    type: "string",
+    default: null,
+    group: "Evidence",
+    help: "Asks the global router that runs there for its measured cells.",
+  },
+  componentName: {
+    flag: "component-name",
+    env: "DYN_GLOBAL_ROUTER_COMPONENT_NAME",
+    type: "string",
+    default: "global_router",
+    group: "Evidence",
+    help: "Component of that global router.",
+  },
+  countMin: {
+    flag: "count-min",
+    type: "integer",
+    min: 1,
+    default: 100,
+    group: "Evidence",
+    help: "Measured requests of one length that a pool needs before its cells may change.",
+  },
+  anyVersion: {
+    flag: "any-version",
+    type: "boolean",
+    default: false,
+    group: "Evidence",
+    help: "Takes cells that were measured under another version of the config with equal axes.",
+  },
+  out: {
+    flag: "out",
+    type: "string",
+    default: null,
+    group: "Output",
+    help: "Writes the proposed pool config to this file.",
+  },
+  ...jsonFlag,
+} as const satisfies FlagTable;
+export type GridCalibrateOptions = OptionsOf<typeof gridCalibrateFlags>;
+
+export const gridCalibrateCommand: Command<typeof gridCalibrateFlags> = {
+  name: "tiergrid grid calibrate",
+  summary:
+    "Proposes a grid from measured TTFT and ITL: a cell changes when its pool's 90th percentile " +
+    "misses the cell's tightest target and another pool keeps it, or when a cheaper pool keeps it " +
+    "too; in both cases only with enough measurements, outside of their 95 % interval.",
+  flags: gridCalibrateFlags,
+  operands: ["file"],
+  examples: [
+    {
+      does: "from the fleet that runs",
+      line: "tiergrid grid calibrate pools.json --nats nats://localhost:4222 --out new.json",
+    },
+    {
+      does: "from a saved answer",
+      line: "tiergrid grid calibrate pools.json --cells cells.json --json",
+    },
+  ],
+};
+
 export const gridDiffFlags = {
   ...fileFlags,
   ...trafficFlags,

@@ -10,15 +10,11 @@ import {
   axesOfStrategy,
   type FileObject,
   isFileObject,
-  mappingKey,
   resolutionKey,
-  rolesOf,
-  strategyKey,
 } from "../config/pool-config-keys.ts";
-import { modeOf } from "../config/pool-config-schema.ts";
-import { poolConfigText } from "../config/write-pool-config.ts";
+import { poolConfigText, withMappings } from "../config/write-pool-config.ts";
 import { type BuiltCell, buildCells } from "../core/grid-builder.ts";
-import { cellText } from "../core/sla-grid.ts";
+import { cellText, type Role } from "../core/sla-grid.ts";
 import type { gridBuildFlags } from "./flags-grid.ts";
 import { jsonText, type Print } from "./grid-file.ts";
 
@@ -42,8 +38,8 @@ export async function runGridBuild(
   const built = frame.roles.map((pools) => buildRole(pools, curves));
   const filled = withMappings(template, (_, role) => {
     const own = built.find(({ pools }) => pools.role === role);
-    const axes = own?.pools.grid.axes.slice(1) ?? [];
-    return nestCells(own?.cells.map(({ pool }) => pool) ?? [], axes);
+    const cells = own?.cells.map(({ pool }) => pool) ?? [];
+    return nestCells(cells, own?.pools.grid.axes.slice(1) ?? []);
   });
   const config = configOf(filled, namespace, strictConfig);
   const text = poolConfigText(config, template["$schema"]);
@@ -67,21 +63,8 @@ async function readTemplate(path: string): Promise<FileObject> {
   throw new TiergridError("config_invalid", "a pool config is one object");
 }
 
-type MappingOf = (strategy: FileObject, role: RolePools["role"]) => unknown;
-
-/** The file with the mapping of every strategy replaced. */
-function withMappings(file: FileObject, mappingOf: MappingOf): FileObject {
-  const strategies = rolesOf[modeOf(file)].flatMap((role) => {
-    const strategy = file[strategyKey(role)];
-    if (!isFileObject(strategy)) return [];
-    const mapping = mappingOf(strategy, role);
-    return [[strategyKey(role), { ...strategy, [mappingKey(role)]: mapping }]];
-  });
-  return { ...file, ...Object.fromEntries(strategies) };
-}
-
 /** Pool 0 in every cell, so that the loader can check all the rest. */
-function emptyMapping(strategy: FileObject, role: RolePools["role"]): unknown {
+function emptyMapping(strategy: FileObject, role: Role): unknown {
   return axesOfStrategy(role, strategy).reduceRight<unknown>((inner, axis) => {
     const cells = strategy[resolutionKey(axis)];
     const isCount = Number.isInteger(cells) && (cells as number) <= filledCellsMax;

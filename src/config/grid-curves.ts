@@ -7,7 +7,8 @@
  *                 "itl": {"type": "table", "points": [[1024, 9], [131072, 21]]}}]}
  *
  * One entry per pool of the role, in any order; in agg mode each has both curves, and a grid without
- * an ISL axis also needs `design_isl` and `design_context`. Everything wrong is reported at once.
+ * an ISL axis also needs `design_isl` and `design_context`. A cost left out is what the config's
+ * metadata says the pool's worker costs. Everything wrong is reported at once.
  */
 import { TiergridError } from "../base/errors.ts";
 import { didYouMean } from "../base/nearest-name.ts";
@@ -15,7 +16,7 @@ import type { Curve, DesignLengths, PoolCurves } from "../core/grid-builder.ts";
 import type { Role } from "../core/sla-grid.ts";
 import { type ConfigFault, childPointer, describeValue, formatFault } from "./config-fault.ts";
 import { formatOfPath, parseConfigText, readConfigText } from "./config-text.ts";
-import type { PoolConfig } from "./pool-config.ts";
+import type { Pool, PoolConfig } from "./pool-config.ts";
 import { type FileObject, isFileObject } from "./pool-config-keys.ts";
 
 export interface GridCurves {
@@ -34,6 +35,7 @@ const latenciesOf = {
   decode: ["itl"],
   agg: ["ttft", "itl"],
 } as const satisfies Record<Role, readonly ("ttft" | "itl")[]>;
+const entryKeys = ["namespace", "cost", "ttft", "itl"];
 const designKeys = ["design_isl", "design_context"] as const;
 
 /** Reads the curves at `path`; throws `config_invalid` with one fault per line. */
@@ -65,7 +67,8 @@ export function readGridCurves(value: unknown, config: PoolConfig): CurvesResult
     const namespaces = pools.map(({ namespace }) => namespace);
     const entries = entriesOf(value[role], `/${role}`, namespaces, report);
     const rows = namespaces.map((namespace) => entries.get(namespace));
-    const curves = { costs: rows.map((row) => costOf(row, report)), ttft: [], itl: [] };
+    const costs = rows.map((row, at) => costOf(row, pools[at], report));
+    const curves = { costs, ttft: [], itl: [] };
     const read = latenciesOf[role].map((latency) => [
       latency,
       rows.map((row) => (row ? curveOf(row, latency, report) : noCurve)),
@@ -110,6 +113,7 @@ function entriesOf(
     } else if (entries.has(namespace)) {
       report(`${own}/namespace`, "duplicate-namespace", `${namespace} has curves already`);
     } else entries.set(namespace, { pointer: own, entry });
+    checkKeys(entry, own, entryKeys, report);
   });
   for (const namespace of namespaces) {
     if (!entries.has(namespace)) report(pointer, "required", `no curves of pool ${namespace}`);
@@ -117,9 +121,15 @@ function entriesOf(
   return entries;
 }
 
-function costOf(row: Entry | undefined, report: Report): number {
+function costOf(row: Entry | undefined, pool: Pool | undefined, report: Report): number {
   if (!row) return 0;
-  return numberOf(row.entry["cost"], `${row.pointer}/cost`, report);
+  const known = Object.hasOwn(row.entry, "cost") || !pool ? undefined : workerCost(pool);
+  return known ?? numberOf(row.entry["cost"], `${row.pointer}/cost`, report);
+}
+
+/** What a second of one worker costs by the pool's metadata. */
+export function workerCost({ costPerSecond, gpus }: Pool): number | undefined {
+  return costPerSecond === undefined ? undefined : costPerSecond * (gpus ?? 1);
 }
 
 function curveOf({ pointer, entry }: Entry, latency: "ttft" | "itl", report: Report): Curve {

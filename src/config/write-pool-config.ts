@@ -1,9 +1,30 @@
-/** Pool configs as text for people: short values on one line, one row of a mapping per line. */
-
+/** Pool configs with other mappings, and as text: short values and mapping rows on one line each. */
+import type { Role } from "../core/sla-grid.ts";
 import type { Json, JsonObject, PoolConfig } from "./pool-config.ts";
-import { isFileObject } from "./pool-config-keys.ts";
+import {
+  type FileObject,
+  isFileObject,
+  mappingKey,
+  rolesOf,
+  strategyKey,
+} from "./pool-config-keys.ts";
+import { modeOf } from "./pool-config-schema.ts";
 
 const lineCharsMax = 90;
+
+/** The file with the mapping of every strategy replaced by what `mappingOf` answers. */
+export function withMappings(
+  file: FileObject,
+  mappingOf: (strategy: FileObject, role: Role) => unknown,
+): FileObject {
+  const strategies = rolesOf[modeOf(file)].flatMap((role) => {
+    const strategy = file[strategyKey(role)];
+    if (!isFileObject(strategy)) return [];
+    const mapping = mappingOf(strategy, role);
+    return [[strategyKey(role), { ...strategy, [mappingKey(role)]: mapping }]];
+  });
+  return { ...file, ...Object.fromEntries(strategies) };
+}
 
 /**
  * JSON of `config` in its normal form: every default written out, in the newest spelling. A `schema`

@@ -54,7 +54,7 @@ it("suggests the command that was meant", async () => {
     'error: unknown command "gobal" (did you mean global?)',
   );
   expect((await run("grid")).complaints[0]).toBe(
-    'error: unknown command "grid" (grid show, grid lint, grid build, grid diff)',
+    'error: unknown command "grid" (grid show, grid lint, grid build, grid calibrate, grid diff)',
   );
 });
 

@@ -53,6 +53,15 @@ const inputFlags = {
     group: "Trace",
     help: "Share of an Azure trace's prompts that begin with one of 24 drawn prompts.",
   },
+  resample: {
+    flag: "resample",
+    type: "integer",
+    min: 1,
+    max: 1_000_000,
+    default: null,
+    group: "Trace",
+    help: "Draws so many requests with the trace's prefixes, lengths and gaps, and replays those.",
+  },
   speed: {
     flag: "speed",
     type: "number",

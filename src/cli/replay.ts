@@ -20,6 +20,7 @@ import { type JobWatch, runPlan } from "../sim/replay/replay-jobs.ts";
 import type { CapacityPlan, ReplayPlan } from "../sim/replay/replay-plan.ts";
 import { type ReplayReport, reportOf } from "../sim/replay/replay-report.ts";
 import { replayText } from "../sim/replay/replay-text.ts";
+import { resampleTrace } from "../sim/trace-resample.ts";
 import { type SynthesisPreset, synthesisPresets, synthesizeTrace } from "../sim/trace-synth.ts";
 import { isAzureFile, readTraceFile, recordedBatchMs } from "../sim/workload.ts";
 import type { ReplayFlagOptions, replayFlags } from "./flags-replay.ts";
@@ -71,19 +72,26 @@ async function planOf(options: ReplayFlagOptions): Promise<ReplayPlan> {
 }
 
 async function requestsOf(options: ReplayFlagOptions): Promise<readonly TraceRequest[]> {
-  const { trace, synth, seed } = options;
+  const random = mulberry32(options.seed);
+  const all = await recordedRequests(options);
+  const first = options.requests === null ? all : all.slice(0, options.requests);
+  if (first.length === 0) throw new TiergridError("config_invalid", "the trace has no requests");
+  const { trace, prefixShare: share, resample } = options;
+  const isBare = trace !== null && isAzureFile(trace);
+  const prefixed = isBare ? withSharedPrefixes(first, { ...prefixDefaults, share }, random) : first;
+  return resample === null ? prefixed : resampleTrace(prefixed, resample, random);
+}
+
+async function recordedRequests({
+  trace,
+  synth,
+  seed,
+}: ReplayFlagOptions): Promise<TraceRequest[]> {
   if ((trace === null) === (synth === null)) {
     throw new TiergridError("config_invalid", "expected either --trace or --synth");
   }
-  const all =
-    trace === null
-      ? synthesizeTrace({ ...synthesisPresets[synth as SynthesisPreset], seed })
-      : await readTraceFile(trace);
-  const first = options.requests === null ? all : all.slice(0, options.requests);
-  if (first.length === 0) throw new TiergridError("config_invalid", "the trace has no requests");
-  if (trace === null || !isAzureFile(trace)) return first;
-  const prefixes = { ...prefixDefaults, share: options.prefixShare };
-  return withSharedPrefixes(first, prefixes, mulberry32(seed));
+  if (trace !== null) return await readTraceFile(trace);
+  return synthesizeTrace({ ...synthesisPresets[synth as SynthesisPreset], seed });
 }
 
 /** `all` is every policy and the bound of a shared cache. */

@@ -103,6 +103,11 @@ it("replays sessions in a closed loop, and Azure traces with prefixes in common"
   expect(await hits("")).toBeGreaterThan(0.1);
 });
 
+it("draws requests from a trace", async () => {
+  const { printed } = await run(`${small} --policies random --resample 70 --json`);
+  expect(JSON.parse(printed).trace.requests).toBe(70);
+});
+
 it("takes engine options and a wrong profile from files", async () => {
   const perf = (msPerToken: number) => ({
     kind: "coefficients",

@@ -5,6 +5,7 @@
  *   pool_info                                      pools, their state, the config in force
  *   explain     a request: what would happen to it, nothing is sent or booked
  *               {"decision_id"}: what happened, for the last 10,000 decisions of this process
+ *   grid, cells changes of grid, and what its cells measured (`grid-control.ts`)
  *   thresholds  {model, …}: the busy thresholds of all pools' local routers, read or changed
  *
  * The questions are answered at the instance too (`askSubject`), for what only one process knows.
@@ -21,6 +22,7 @@ import {
 } from "../protocol/subjects.ts";
 import type { Bus, BusMessage, Subscription } from "../runtime/bus.ts";
 import { type MicroService, serviceErrorHeaders } from "../runtime/micro-service.ts";
+import { asksQuotes, type LiveChoice } from "./live-choice.ts";
 import {
   type DecisionContext,
   type DecisionRing,
@@ -28,7 +30,9 @@ import {
   explainDecision,
   firstPool,
   reasonOf,
+  takeLive,
 } from "./pool-decision.ts";
+import { quotedBody } from "./quote-round.ts";
 import type { GlobalMetrics } from "./router-metrics.ts";
 
 /** Component under which every local router serves, and how long its part of explain may take. */
@@ -38,6 +42,7 @@ export const localExplainTimeoutMs = 300;
 export interface ExplainContext extends DecisionContext {
   readonly bus: Bus;
   readonly ring: DecisionRing;
+  readonly live: LiveChoice;
   readonly metrics: GlobalMetrics;
   readonly model: string;
 }
@@ -86,17 +91,15 @@ export const thresholdTimeoutMs = 1_000;
  * `{model, pools: [{namespace, role, router, …thresholds | error}]}`.
  */
 export async function passThresholds(
-  { bus, active, model }: Pick<ExplainContext, "bus" | "active" | "model">,
+  { bus, health, model }: Pick<ExplainContext, "bus" | "health" | "model">,
   { payload }: BusMessage,
 ): Promise<object> {
   const asked = modelOf(payload);
   if (asked !== model) {
     throw new TiergridError("model_not_found", `this router serves ${model}, not ${asked}`);
   }
-  const routers = [...active().roles.values()].flatMap(({ live }) =>
-    live.flatMap(({ namespace, role, routers }) =>
-      routers.map(({ card }) => ({ namespace, role, router: card.inst })),
-    ),
+  const routers = health.pools.flatMap(({ namespace, role, routers }) =>
+    routers.map(({ card }) => ({ namespace, role, router: card.inst })),
   );
   const pools = await Promise.all(
     routers.map(async (place) => ({
@@ -176,6 +179,13 @@ export async function counted(
 export async function explainRequest(context: ExplainContext, dispatch: Dispatch): Promise<object> {
   const request = withPhase(dispatch, context.active().config.mode);
   const decision = decidePool(request, context);
+  if (asksQuotes(decision)) takeLive(decision, await context.live.choose(decision, request));
+  const refusal = decision.live?.refusal;
+  if (refusal) {
+    const explained = explainDecision(decision, context.model, true);
+    const note = `refused: ${refusal.error.message}`;
+    return { ...explained, notes: [...explained.notes, note], local: null };
+  }
   const step = firstPool(decision, context.health);
   if (step.type === "attempt") {
     decision.result = { pool: step.pool, reason: reasonOf(decision, step.via) };
@@ -186,7 +196,8 @@ export async function explainRequest(context: ExplainContext, dispatch: Dispatch
     const note = `no pool is ready: waits for pool ${step.pool}, then ${step.code}`;
     return { ...explained, notes: [...explained.notes, note], local: null };
   }
-  return { ...explained, ...(await askPool(context, request, namespace)) };
+  const forwarded = { ...request, body: quotedBody(request.body, decision) };
+  return { ...explained, ...(await askPool(context, forwarded, namespace)) };
 }
 
 async function askPool(
@@ -220,6 +231,15 @@ function withPhase(dispatch: Dispatch, mode: "agg" | "disagg"): Dispatch {
   if (mode === "agg" || envelope.phase !== "aggregated") return dispatch;
   const phase: Phase = body.prefill_result ? "decode" : "prefill";
   return { ...dispatch, envelope: { ...envelope, phase } };
+}
+
+/** A question in JSON; throws `invalid_request`. */
+export function jsonOf({ payload }: BusMessage): unknown {
+  try {
+    return JSON.parse(new TextDecoder().decode(payload));
+  } catch {
+    throw new TiergridError("invalid_request", "expected a JSON object");
+  }
 }
 
 /** Small messages only: a request is not parsed twice. */

@@ -3,7 +3,8 @@
  * pool or another router of the same pool when an attempt does not get through.
  *
  *   admit ── decidePool ──▶ PoolDecision
- *   plan  ── router that did not answer? ──▶ next router of the same pool
+ *   plan  ── quotes have a say? ──▶ wait until they are in
+ *         ├─ router that did not answer? ──▶ next router of the same pool
  *         └─ firstPool / nextStep ──▶ send | wait for a pool | refuse with the last error
  *
  * `plan` books one attempt in flight on (pool, router); `attemptFailed` or `ended` frees it.
@@ -15,40 +16,50 @@ import {
   attemptFailureOf,
   nextStep,
 } from "../core/pool-choice.ts";
-import { cellText } from "../core/sla-grid.ts";
+import { earn, type RetryBudget, spend } from "../core/retry-budget.ts";
 import type { RequestNotice } from "../protocol/notices.ts";
-import type { Dispatch, HopDecision } from "../protocol/requests.ts";
+import type { Dispatch } from "../protocol/requests.ts";
 import { controlSubject, generateSubject } from "../protocol/subjects.ts";
 import type { DispatchEntry, DispatchPolicy, EndCause, Plan } from "../runtime/dispatch-policy.ts";
 import type { Log } from "../runtime/log.ts";
-import { countEnd, type Outcome, outcomeOf } from "./attainment.ts";
+import {
+  countEnd,
+  countStart,
+  countUnattainable,
+  type Outcome,
+  outcomeOf,
+  type Scorer,
+} from "./attainment.ts";
+import type { LiveRefusal } from "./live-choice.ts";
 import {
   type AttemptRecord,
   type DecisionContext,
   type DecisionRing,
   decidePool,
   firstPool,
+  hopOf,
   type PoolDecision,
   poolStates,
   reasonOf,
 } from "./pool-decision.ts";
 import type { LivePool } from "./pool-health.ts";
+import { type QuoteRound, quotedBody, type RoundContext, waitForQuotes } from "./quote-round.ts";
 import { createRequestSeries, type RequestSeries } from "./request-series.ts";
 import {
   countMove,
   countSelection,
   countSurfaced,
   fillsPool,
-  type GlobalMetrics,
   moveCause,
 } from "./router-metrics.ts";
 
 export const poolWaitPollMs = 50;
 
-export interface PolicyOptions extends DecisionContext {
+export interface PolicyOptions extends DecisionContext, RoundContext {
   readonly ring: DecisionRing;
-  readonly metrics: GlobalMetrics;
+  readonly scorer: Scorer;
   readonly log: Log;
+  readonly budget: RetryBudget;
   readonly model: string;
   readonly poolWaitMs: number;
   /** Told of every end, for the counters of the endpoint that took the request. */
@@ -67,13 +78,15 @@ interface OpenAttempt {
   readonly record: AttemptRecord;
   /** True once the router said that it looks for a worker, or found one. */
   heard: boolean;
+  /** True once the pool's vitals have its outcome. */
+  judged: boolean;
 }
 
 type PoolStep = AttemptStep & { readonly type: "attempt" };
 type Entry = DispatchEntry<GlobalRequest>;
 
 /** What the policy remembers of one request. */
-export interface GlobalRequest {
+export interface GlobalRequest extends QuoteRound {
   readonly decision: PoolDecision;
   open: OpenAttempt | undefined;
   /** How the last attempt failed. */
@@ -106,14 +119,20 @@ export function createGlobalPolicy(options: PolicyOptions): DispatchPolicy<Globa
 function admit(context: PolicyContext, dispatch: Dispatch): GlobalRequest {
   const startedMs = context.clock.nowMs();
   const decision = decidePool(dispatch, context);
+  earn(context.budget, startedMs);
   countSelection(context.metrics, decision, context.clock.nowMs() - startedMs);
+  countStart(context.scorer, decision);
   context.ring.add(decision);
-  return { decision, open: undefined, failed: undefined, failedRouters: [] };
+  return { decision, woken: undefined, open: undefined, failed: undefined, failedRouters: [] };
 }
 
 function plan(context: PolicyContext, entry: Entry): Plan {
   const request = entry.state;
   const { decision, failed } = request;
+  const { body, tokens } = entry;
+  const waits = tokens && waitForQuotes(context, request, decision, { body, tokens });
+  if (waits) return waits;
+  if (decision.live?.refusal) return unattainable(decision.live.refusal);
   const again = failed?.routerFault ? otherRouter(context, request, failed.step) : undefined;
   if (failed && again !== undefined) return send(context, entry, failed.step, again);
   const step = failed
@@ -126,6 +145,7 @@ function plan(context: PolicyContext, entry: Entry): Plan {
     : firstPool(decision, context.health);
   switch (step.type) {
     case "attempt": {
+      if (failed && !mayRepeat(context, decision, failed)) return refuse(failed.error);
       const inst = routerOf(context, request, step);
       if (inst === undefined) return refuse(unavailable(decision, "pool_unavailable"));
       move(context, request, step);
@@ -137,6 +157,24 @@ function plan(context: PolicyContext, entry: Entry): Plan {
       countSurfaced(context.metrics, decision, step.failure);
       return refuse(failed?.error ?? unavailable(decision, "pool_unavailable"));
   }
+}
+
+function unattainable({ error, retryAfterMs }: LiveRefusal): Plan {
+  return retryAfterMs === undefined ? refuse(error) : { ...refuse(error), retryAfterMs };
+}
+
+/**
+ * A failed attempt cost the time of a GPU, so there is a budget for making it again; a refusal cost a
+ * message.
+ */
+function mayRepeat(
+  { budget, clock, metrics }: PolicyContext,
+  { role: { role } }: PoolDecision,
+  { failure }: FailedAttempt,
+): boolean {
+  if (failure !== "fail_before_output" || spend(budget, clock.nowMs())) return true;
+  metrics.counter("tiergrid_retry_refused_total", { role, why: "budget" }).add(1);
+  return false;
 }
 
 function otherRouter(
@@ -174,25 +212,18 @@ function send(context: PolicyContext, entry: Entry, step: PoolStep, inst: string
   decision.result = { pool: index, reason };
   health.began(pool, inst);
   const subject = generateSubject("local", inst);
-  entry.state.open = { pool, inst, step, record, heard: false };
+  entry.state.open = { pool, inst, step, record, heard: false, judged: false };
   series.ofPool(decision.active, pool).selections(reason).add(1);
   const chosen = hopOf(decision, step);
   if (log.isEnabled("debug")) log.debug("pool chosen", { rid: decision.rid, ...chosen });
   const control = controlSubject("local", inst);
-  return { type: "send", inst, subject, control, body: entry.body, decision: chosen };
-}
-
-function hopOf(decision: PoolDecision, { pool, via }: PoolStep): HopDecision {
-  const { role, selection, active } = decision;
-  const namespace = role.pools[pool]?.namespace;
   return {
-    tier: "global",
-    decision_id: decision.id,
-    role: decision.phase,
-    ...(namespace !== undefined && { pool: namespace }),
-    cell: cellText(selection.cell),
-    reason: reasonOf(decision, via),
-    config_version: active.config.version,
+    type: "send",
+    inst,
+    subject,
+    control,
+    body: quotedBody(entry.body, decision),
+    decision: chosen,
   };
 }
 
@@ -261,6 +292,8 @@ function attemptFailed(context: PolicyContext, request: GlobalRequest, error: Ti
     context.log.warn("local router does not take requests", { ...fields, cause: error.code });
   }
   if (failure !== "cancelled") health.failed(open.pool, error);
+  // Other routers of the pool see the same workers; the one that is silent is inhibited.
+  if (failure === "fail_before_output" && !routerFault) health.broke(open.pool);
   if (fillsPool(error.code)) health.hold(open.pool);
   request.failed = { step: open.step, failure, error, routerFault };
   release(context, request, error.code);
@@ -285,30 +318,50 @@ function accepted({ clock, health, series }: PolicyContext, request: GlobalReque
   open.heard = true;
   record.outcome = "accepted";
   record.tookMs = clock.nowMs() - record.startedMs;
-  health.accepted(pool);
+  health.accepted(pool, record.tookMs);
   series.ofPool(decision.active, pool).acceptSeconds.observe(record.tookMs / 1000);
 }
 
-function noticed({ metrics, series }: PolicyContext, entry: Entry, notice: RequestNotice): void {
+/** Tells the pool's vitals, once per attempt. */
+function judge(
+  { health }: PolicyContext,
+  { open }: GlobalRequest,
+  works: boolean,
+  ttftMs?: number,
+) {
+  if (!open || open.judged) return;
+  open.judged = true;
+  if (works) health.worked(open.pool, ttftMs);
+  else health.broke(open.pool);
+}
+
+function noticed(context: PolicyContext, entry: Entry, notice: RequestNotice): void {
+  const { scorer, series } = context;
   // `closed` is counted where it is scored, since it mostly comes after the end.
   if (notice.type === "closed") return;
   series.notices(notice.type).add(1);
+  if (notice.type === "first_output") judge(context, entry.state, true, notice.ttft_ms);
+  if (notice.type === "finished" && notice.outcome !== "cancelled") {
+    judge(context, entry.state, notice.outcome === "ok");
+  }
   // An owner that does not acknowledge is a plain client, which sends no `closed`.
   if (notice.type === "finished" && !entry.envelope.stream.acks) {
-    countEnd(metrics, entry.state.decision, outcomeOf(notice));
+    countEnd(scorer, entry.state.decision, outcomeOf(notice));
   }
 }
 
 function ended(context: PolicyContext, entry: Entry, cause: EndCause): void {
-  const { clock, metrics, series } = context;
+  const { clock, metrics, scorer, series } = context;
   const { decision, open, failed } = entry.state;
   if (open) {
+    if (endOutcomes[cause] === "lost") judge(context, entry.state, false);
     const by = cause === "lost" || cause === "deadline" ? "sweep" : cause;
     series.freed(by).add(1);
     release(context, entry.state, open.record.outcome ?? "cancelled");
   }
   const outcome = endOutcomes[cause];
-  if (outcome) countEnd(metrics, decision, outcome);
+  if (outcome) countEnd(scorer, decision, outcome);
+  if (cause === "refused" && decision.live?.refusal) countUnattainable(scorer, decision);
   const { role } = decision.role;
   if (entry.attempts > 0) series.attempts(role).observe(entry.attempts);
   if (cause === "refused") {

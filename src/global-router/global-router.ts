@@ -3,15 +3,17 @@
  *
  *   discovery ──▶ PoolHealth ──▶ policy ◀──▶ Dispatcher ◀── tg.global.<inst>.gen, public endpoints
  *                     ▲             │ decisions
- *   reload ──▶ ActiveConfig         └──▶ ring ◀── explain, closed notices (attainment)
+ *   offer ──▶ GridVersions          └──▶ ring ◀── explain, closed notices (attainment)
  *
  * It starts without any pool and serves each as it appears; nothing here ever ends the process.
  */
 import type { Clock } from "../base/clock.ts";
-import { TiergridError } from "../base/errors.ts";
+import type { TiergridError } from "../base/errors.ts";
 import { type Random, randomId } from "../base/random.ts";
 import type { PoolConfig } from "../config/pool-config.ts";
+import { newRetryBudget } from "../core/retry-budget.ts";
 import type { SlaDefaults } from "../core/sla-targets.ts";
+import type { BlockHasher } from "../protocol/block-hashes.ts";
 import type { Notice } from "../protocol/notices.ts";
 import type { Dispatch } from "../protocol/requests.ts";
 import { endpointQueue, endpointSubject, type RouterQuestion } from "../protocol/subjects.ts";
@@ -24,24 +26,22 @@ import type { EchoGate } from "../runtime/echo-gate.ts";
 import type { Health } from "../runtime/health-server.ts";
 import type { Log } from "../runtime/log.ts";
 import { type EndpointCounters, startMicroService } from "../runtime/micro-service.ts";
-import { countClosed } from "./attainment.ts";
+import { countClosed, type Scorer } from "./attainment.ts";
 import {
   counted,
   explainKept,
   explainMessage,
   explainRequest,
+  jsonOf,
   passThresholds,
   serveQuery,
 } from "./global-endpoints.ts";
 import { createGlobalPolicy, type GlobalRequest, heardQueued } from "./global-policy.ts";
+import { createGridControl, type GridControl } from "./grid-control.ts";
+import { createLiveChoice } from "./live-choice.ts";
 import { DecisionRing, type PoolDecision } from "./pool-decision.ts";
 import { type ActiveConfig, PoolHealth, phaseOfRole } from "./pool-health.ts";
-import {
-  collectGlobal,
-  countCondition,
-  declarePools,
-  type GlobalMetrics,
-} from "./router-metrics.ts";
+import { collectGlobal, countCondition, type GlobalMetrics } from "./router-metrics.ts";
 import {
   cardOf,
   healthOf,
@@ -60,8 +60,12 @@ export interface GlobalRouterOptions {
   readonly log: Log;
   readonly metrics: GlobalMetrics;
   readonly config: PoolConfig;
+  /** Hashes the prompts that pools are asked about. */
+  readonly blockHasher: BlockHasher;
   /** Warnings of the config file. */
   readonly warnings?: number;
+  /** Share of requests, 0 to 100, that a new config gets before it is promoted; 0 swaps at once. */
+  readonly canaryPercent?: number;
   readonly model: string;
   readonly namespace: string;
   readonly component: string;
@@ -89,13 +93,10 @@ export interface GlobalRouter {
   explain(dispatch: Dispatch): Promise<object>;
   /** What happened to one; rejects with `not_found` when the decision is not kept. */
   explainKept(decisionId: string): Promise<object>;
-  /**
-   * Puts another config in force; requests under way keep theirs. Throws `config_invalid` for
-   * another mode, which needs a restart.
-   */
-  reload(config: PoolConfig, warnings?: number): "applied" | "unchanged";
-  /** Counts a file that was not put in force. */
-  reloadRejected(errors: number): void;
+  /** Takes another config, answers operators; requests under way keep the config they have. */
+  readonly grids: GridControl;
+  /** `grids.offer` of a file without warnings. */
+  reload(config: PoolConfig): "applied" | "unchanged";
   /** Refuses new requests; resolves when none is being placed, or at `graceMs`. */
   drain(graceMs: number): Promise<void>;
   close(): Promise<void>;
@@ -124,9 +125,18 @@ export function startGlobalRouter(options: GlobalRouterOptions): GlobalRouter {
       beat();
     },
   });
-  const state = firstState(options, health.activate(config));
-  const parts: Parts = { options, inst, health, ring: new DecisionRing(), state };
-  countConfig(parts, undefined);
+  const { warnings = 0, canaryPercent = 0 } = options;
+  const grid = { clock, log, metrics, model, health, config, warnings, canaryPercent };
+  const grids = createGridControl(grid);
+  const state: RouterState = {
+    get active() {
+      return grids.versions.inForce.active;
+    },
+    draining: false,
+  };
+  const budget = newRetryBudget(clock.nowMs());
+  const ring = new DecisionRing();
+  const parts: Parts = { options, inst, health, grids, budget, ring, state };
   const endpoints = serveEndpoints(parts);
   collectGlobal({
     metrics,
@@ -149,8 +159,8 @@ export function startGlobalRouter(options: GlobalRouterOptions): GlobalRouter {
     pools: () => poolInfo(parts),
     explain: endpoints.explain,
     explainKept: endpoints.explainKept,
-    reload: (next, warnings = 0) => reload(parts, next, warnings),
-    reloadRejected: (errors) => countReload(parts, "rejected", errors),
+    grids,
+    reload: (next) => grids.offer(next, 0, "file"),
     drain: async (graceMs) => {
       state.draining = true;
       announcer.beatNow();
@@ -168,13 +178,6 @@ export function startGlobalRouter(options: GlobalRouterOptions): GlobalRouter {
   };
 }
 
-function firstState(
-  { clock, warnings = 0 }: GlobalRouterOptions,
-  active: ActiveConfig,
-): RouterState {
-  return { active, loadedWallMs: clock.wallMs(), warnings, lastReload: null, draining: false };
-}
-
 interface Endpoints {
   readonly dispatcher: Dispatcher<GlobalRequest>;
   readonly explain: GlobalRouter["explain"];
@@ -185,7 +188,7 @@ interface Endpoints {
 }
 
 function serveEndpoints(parts: Parts): Endpoints {
-  const { options, inst, health, ring, state } = parts;
+  const { options, inst, health, grids, budget, ring, state } = parts;
   const { bus, clock, namespace, component, metrics, version } = options;
   const service = startMicroService({
     bus,
@@ -199,7 +202,12 @@ function serveEndpoints(parts: Parts): Endpoints {
   const counters = new Map<string, EndpointCounters>();
   const onEnded = ({ phase }: PoolDecision, durationMs: number, error?: TiergridError): void =>
     counters.get(phase)?.count(durationMs, error);
-  const context = { ...options, health, ring, active: () => state.active, onEnded };
+  const live = createLiveChoice({ bus, clock, health, hasher: options.blockHasher });
+  const { versions } = grids;
+  const active = (rid?: string): ActiveConfig =>
+    rid === undefined ? versions.inForce.active : versions.activeFor(rid);
+  const scorer: Scorer = { clock, log: options.log, metrics, versions };
+  const context = { ...options, health, ring, live, budget, active, scorer, onEnded };
   const policy = createGlobalPolicy(context);
   const onNotice = (notice: Notice): void => {
     if (notice.type === "queued") {
@@ -208,7 +216,7 @@ function serveEndpoints(parts: Parts): Endpoints {
     }
     // `closed` mostly comes after `finished`, when the dispatcher has no entry for it any more.
     if (notice.type !== "closed") return;
-    const state = countClosed(metrics, ring, notice);
+    const state = countClosed(scorer, ring, notice);
     metrics.counter("tiergrid_lifecycle_notices_total", { kind: "closed", state }).add(1);
   };
   const dispatcher = new Dispatcher({ ...options, inst, level: "global", policy, onNotice });
@@ -225,6 +233,8 @@ function serveEndpoints(parts: Parts): Endpoints {
     pool_info: () => poolInfo(parts),
     explain: (message) => explainMessage(context, message),
     thresholds: (message) => passThresholds(context, message),
+    grid: (message) => grids.answer(jsonOf(message), "bus"),
+    cells: (message) => grids.cells(jsonOf(message)),
   };
   for (const [endpoint, answer] of Object.entries(answers)) {
     const path = { namespace, component, inst, endpoint: endpoint as RouterQuestion };
@@ -244,47 +254,4 @@ function serveEndpoints(parts: Parts): Endpoints {
       dispatcher.close();
     },
   };
-}
-
-function reload(parts: Parts, next: PoolConfig, warnings: number): "applied" | "unchanged" {
-  const { options, health, state } = parts;
-  const before = state.active;
-  if (next.mode !== before.config.mode) {
-    countReload(parts, "rejected", 1);
-    const message = `mode ${before.config.mode} cannot become ${next.mode} without a restart`;
-    throw new TiergridError("config_invalid", message);
-  }
-  if (next.version === before.config.version) {
-    countReload(parts, "unchanged", 0);
-    return "unchanged";
-  }
-  state.active = health.activate(next);
-  state.loadedWallMs = options.clock.wallMs();
-  state.warnings = warnings;
-  countConfig(parts, before);
-  countReload(parts, "applied", 0);
-  options.log.info("pool config applied", { config_version: next.version, warnings });
-  return "applied";
-}
-
-function countReload({ options, state }: Parts, result: string, errors: number): void {
-  const { metrics, clock } = options;
-  state.lastReload = { result, at: new Date(clock.wallMs()).toISOString() };
-  metrics.counter("tiergrid_config_reloads_total", { kind: "pool", result }).add(1);
-  metrics.gauge("tiergrid_config_errors", { kind: "pool" }).set(errors);
-}
-
-function countConfig({ options, state }: Parts, before: ActiveConfig | undefined): void {
-  const { metrics, model } = options;
-  const { active, loadedWallMs, warnings } = state;
-  const kind = "pool";
-  if (before) metrics.remove("tiergrid_config_info", { kind });
-  metrics.gauge("tiergrid_config_info", { kind, version: active.config.version }).set(1);
-  const applied = metrics.gauge("tiergrid_config_last_applied_timestamp_seconds", { kind });
-  applied.set(loadedWallMs / 1000);
-  metrics.gauge("tiergrid_config_warnings", { kind }).set(warnings);
-  for (const result of ["applied", "rejected", "unchanged"]) {
-    metrics.counter("tiergrid_config_reloads_total", { kind, result });
-  }
-  declarePools(metrics, model, active, before);
 }

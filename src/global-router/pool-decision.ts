@@ -16,12 +16,13 @@ import {
 } from "../core/pool-choice.ts";
 import { cellText, type PoolSelection, type Role, selectPool } from "../core/sla-grid.ts";
 import { resolveSlaTargets, type SlaDefaults } from "../core/sla-targets.ts";
-import type { Dispatch, Phase } from "../protocol/requests.ts";
+import type { Dispatch, HopDecision, Phase } from "../protocol/requests.ts";
+import { type LiveRecord, liveJson } from "./live-choice.ts";
 import type { ActiveConfig, ActiveRole, PoolHealth, PoolView } from "./pool-health.ts";
 
 export const decisionsKeptMax = 10_000;
 
-export type DecisionReason = "grid" | "override" | "spill" | "retry";
+export type DecisionReason = "grid" | "override" | "live" | "spill" | "retry";
 
 export interface AttemptRecord {
   readonly pool: number;
@@ -44,7 +45,9 @@ export interface PoolDecision {
   readonly role: ActiveRole;
   readonly priority: number | null;
   readonly selection: PoolSelection;
-  readonly plan: PoolPlan;
+  plan: PoolPlan;
+  /** What quotes had to say; undefined until they came, and where they have no say. */
+  live: LiveRecord | undefined;
   /** The role's pools as they stood when the request arrived. */
   readonly pools: readonly PoolView[];
   readonly attempts: AttemptRecord[];
@@ -59,7 +62,8 @@ export interface DecisionContext {
   readonly random: Random;
   readonly health: PoolHealth;
   readonly defaults: SlaDefaults;
-  readonly active: () => ActiveConfig;
+  /** The config that serves a request; without one, the config in force. */
+  readonly active: (rid?: string) => ActiveConfig;
 }
 
 const roleOfPhase: Readonly<Record<Phase, Role>> = {
@@ -75,7 +79,7 @@ const roleOfPhase: Readonly<Record<Phase, Role>> = {
 export function decidePool(dispatch: Dispatch, context: DecisionContext): PoolDecision {
   const { envelope, body, tokens } = dispatch;
   const { clock, random, health, defaults } = context;
-  const active = context.active();
+  const active = context.active(envelope.rid);
   const role = active.roles.get(roleOfPhase[envelope.phase]);
   if (!role) {
     const message = `this router is in ${active.config.mode} mode, which has no ${envelope.phase}`;
@@ -93,7 +97,7 @@ export function decidePool(dispatch: Dispatch, context: DecisionContext): PoolDe
   }
   const { ttft, itl } = targets;
   const selection = selectPool(role.grid, { tokens: tokens.length, ttft, itl, priority });
-  const plan = role.plans[selection.pool];
+  const plan = planOf(role, selection);
   if (!plan) throw new TiergridError("internal_error", `pool ${selection.pool} has no plan`);
   return {
     id: randomHex128(random),
@@ -106,6 +110,7 @@ export function decidePool(dispatch: Dispatch, context: DecisionContext): PoolDe
     priority,
     selection,
     plan,
+    live: undefined,
     pools: viewsOf(role, health),
     attempts: [],
     result: undefined,
@@ -113,13 +118,27 @@ export function decidePool(dispatch: Dispatch, context: DecisionContext): PoolDe
   };
 }
 
+/** Where the requests of a selection may go: the cell says so for its own pool, else the pool. */
+function planOf(role: ActiveRole, { pool, gridPool, cell }: PoolSelection): PoolPlan | undefined {
+  if (!role.cellPlans || pool !== gridPool) return role.plans[pool];
+  const { axes } = role.grid;
+  const place = cell.reduce((flat, index, at) => flat * (axes[at]?.cells ?? 1) + index, 0);
+  return role.cellPlans[place];
+}
+
+/** Puts what quotes found in force. */
+export function takeLive(decision: PoolDecision, live: LiveRecord): void {
+  decision.live = live;
+  if (live.plan) decision.plan = live.plan;
+}
+
 /** The first pool of a decision, or why it must wait. */
 export function firstPool(decision: PoolDecision, health: PoolHealth): AttemptStep {
   const step = firstStep(decision.plan, poolStates(decision, health));
   if (step.type !== "wait") return step;
-  // An inhibition steers requests elsewhere; where there is no elsewhere, a try beats a refusal.
+  // Inhibition and failures steer requests elsewhere; without an elsewhere a try beats a refusal.
   const pool = decision.role.live[step.pool];
-  if (!pool || health.pickInhibited(pool) === undefined) return step;
+  if (!pool || !health.mayInsist(pool)) return step;
   const progress = { tried: [step.pool], hops: 0 };
   return { type: "attempt", pool: step.pool, via: "selected", progress };
 }
@@ -132,7 +151,26 @@ export function poolStates({ role }: PoolDecision, health: PoolHealth): PoolStat
 }
 
 export function reasonOf(decision: PoolDecision, via: AttemptVia): DecisionReason {
-  return via === "selected" ? decision.selection.reason : via;
+  if (via !== "selected") return via;
+  return decision.live?.outcome === "left" ? "live" : decision.selection.reason;
+}
+
+/** What travels with an attempt on `pool`. */
+export function hopOf(
+  decision: PoolDecision,
+  { pool, via }: { readonly pool: number; readonly via: AttemptVia },
+): HopDecision {
+  const { role, selection, active } = decision;
+  const namespace = role.pools[pool]?.namespace;
+  return {
+    tier: "global",
+    decision_id: decision.id,
+    role: decision.phase,
+    ...(namespace !== undefined && { pool: namespace }),
+    cell: cellText(selection.cell),
+    reason: reasonOf(decision, via),
+    config_version: active.config.version,
+  };
 }
 
 export function viewsOf({ pools, live }: ActiveRole, health: PoolHealth): PoolView[] {
@@ -186,6 +224,7 @@ export function explainDecision(decision: PoolDecision, model: string, dryRun: b
       namespace: namespaceOf(selection.gridPool),
     },
     override: overrideJson(decision),
+    live: liveJson(decision),
     pools: decision.pools.map((pool) => poolJson(pool)),
     order: {
       retry_order: [plan.selected, ...plan.retryPools],

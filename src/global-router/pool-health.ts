@@ -5,7 +5,8 @@
  *                                        └── strays    routers there that serve something else
  *
  *   connecting ──first heartbeat──▶ no_workers ◀──────▶ ready ◀──▶ held (overload, with an expiry)
- *   gone ◀──6 s, goodbye── suspect ◀──2.5 s, inhibited──┘
+ *   gone ◀──6 s, goodbye── suspect ◀──2.5 s, inhibited──┤
+ *                          failing ◀──attempts fail────┘   until an attempt works
  *
  * - A pool is ready when a usable router of it reports a worker, not when a process is up.
  * - `held` and inhibitions expire by themselves; whoever sets one cannot forget to lift it.
@@ -15,18 +16,22 @@ import { type CancelTimer, type Clock, every } from "../base/clock.ts";
 import type { TiergridError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
 import { type PoolConfig, type RolePools, rolePools } from "../config/pool-config.ts";
+import { failed, failureShare, mayTry, succeeded, tried } from "../core/circuit.ts";
+import { addSample } from "../core/decayed-mean.ts";
 import type { PoolState } from "../core/pool-choice.ts";
 import type { Role } from "../core/sla-grid.ts";
 import type { Phase } from "../protocol/requests.ts";
 import type { Instance, LiveTable } from "../runtime/discovery.ts";
 import type { InstanceCard } from "../runtime/instance-card.ts";
 import type { Log } from "../runtime/log.ts";
+import { newVitals, type PoolVitals, type VitalsView, vitalsView } from "./pool-vitals.ts";
 
 export const poolConditions = [
   "connecting",
   "no_workers",
   "ready",
   "held",
+  "failing",
   "suspect",
   "draining",
   "mismatch",
@@ -49,6 +54,7 @@ export interface LivePool {
   readonly namespace: string;
   /** Attempts sent and not ended, by router instance; no zero entries. */
   readonly inFlightOf: Map<string, number>;
+  readonly vitals: PoolVitals;
   routers: readonly Instance[];
   strays: readonly Instance[];
   heard: boolean;
@@ -72,7 +78,7 @@ export interface ActiveConfig {
 }
 
 /** A pool as `pool_info` and `explain` show it. */
-export interface PoolView {
+export interface PoolView extends VitalsView {
   readonly index: number;
   readonly namespace: string;
   readonly priority: number;
@@ -115,8 +121,11 @@ export class PoolHealth {
     ];
   }
 
-  /** Puts a config in force; pools it shares with the one before keep their state. */
-  activate(config: PoolConfig): ActiveConfig {
+  /**
+   * Makes the pools of a config live, and lets go of others than those of `beside`; pools that were
+   * live keep their state.
+   */
+  activate(config: PoolConfig, beside?: ActiveConfig): ActiveConfig {
     const before = new Map(this.#pools.map((pool) => [`${pool.role} ${pool.namespace}`, pool]));
     const roles = new Map<Role, ActiveRole>();
     for (const { role } of config.roles) {
@@ -126,12 +135,19 @@ export class PoolHealth {
       );
       roles.set(role, { ...pools, live });
     }
-    this.#pools = [...roles.values()].flatMap(({ live }) => live);
-    for (const pool of this.#pools) this.#refresh(pool);
-    return { config, roles };
+    const active = { config, roles };
+    this.keepOnly(beside ? [active, beside] : [active]);
+    return active;
   }
 
-  /** Pools of the config in force. */
+  /** Lets go of every pool that none of these configs has. */
+  keepOnly(configs: readonly ActiveConfig[]): void {
+    const pools = configs.flatMap(({ roles }) => [...roles.values()].flatMap(({ live }) => live));
+    this.#pools = [...new Set(pools)];
+    for (const pool of this.#pools) this.#refresh(pool);
+  }
+
+  /** Pools of the configs that get requests. */
   get pools(): readonly LivePool[] {
     return this.#pools;
   }
@@ -143,13 +159,17 @@ export class PoolHealth {
     }
     const conditions = pool.routers.map((router) => this.#routerCondition(router));
     const best = preference.find((condition) => conditions.includes(condition)) ?? "suspect";
+    if (best === "ready" && pool.vitals.circuit.state !== "closed") return "failing";
     const held = best === "ready" && pool.heldUntilMs > this.#options.clock.nowMs();
     return held ? "held" : best;
   }
 
-  /** The condition as the attempt loop sees it. */
+  /** The condition as the attempt loop sees it; what keeps failing is ready when a probe is due. */
   stateOf(pool: LivePool): PoolState {
     const condition = this.conditionOf(pool);
+    if (condition === "failing") {
+      return mayTry(pool.vitals.circuit, this.#options.clock.nowMs()) ? "ready" : "unready";
+    }
     return condition === "ready" || condition === "held" ? condition : "unready";
   }
 
@@ -159,6 +179,16 @@ export class PoolHealth {
       (router) => this.#routerCondition(router) === "ready" && !skipped.includes(router.card.inst),
     );
     return this.#fewestInFlight(pool, usable);
+  }
+
+  /** True when requests reach workers, which may fail them. */
+  isServing(pool: LivePool): boolean {
+    return this.conditionOf(pool) === "failing" || this.stateOf(pool) !== "unready";
+  }
+
+  /** True when a request that has nowhere else to go may be sent there all the same. */
+  mayInsist(pool: LivePool): boolean {
+    return this.conditionOf(pool) === "failing" || this.pickInhibited(pool) !== undefined;
   }
 
   /** A router that is alive but inhibited, for a request that has nowhere else to go. */
@@ -176,6 +206,7 @@ export class PoolHealth {
 
   began(pool: LivePool, inst: string): void {
     pool.inFlightOf.set(inst, (pool.inFlightOf.get(inst) ?? 0) + 1);
+    tried(pool.vitals.circuit, this.#options.clock.nowMs());
   }
 
   ended(pool: LivePool, inst: string): void {
@@ -184,8 +215,22 @@ export class PoolHealth {
     else pool.inFlightOf.delete(inst);
   }
 
-  accepted(pool: LivePool): void {
+  accepted(pool: LivePool, tookMs: number): void {
     pool.lastError = null;
+    addSample(pool.vitals.acceptMs, tookMs, this.#options.clock.nowMs());
+  }
+
+  /** An attempt had its first output, `ttftMs` after it reached the worker where that is known. */
+  worked({ vitals }: LivePool, ttftMs?: number): void {
+    const nowMs = this.#options.clock.nowMs();
+    succeeded(vitals.circuit, nowMs);
+    if (ttftMs !== undefined) addSample(vitals.ttftMs, ttftMs, nowMs);
+  }
+
+  /** An attempt was lost after the pool was asked, not refused by it. */
+  broke(pool: LivePool): void {
+    failed(pool.vitals.circuit, this.#options.clock.nowMs());
+    this.#look(pool);
   }
 
   failed(pool: LivePool, { code, message }: TiergridError): void {
@@ -204,6 +249,11 @@ export class PoolHealth {
     this.#options.table.inhibit(inst, cause);
   }
 
+  /** Share of the pool's recent attempts that failed; null without any. */
+  errorRateOf({ vitals }: LivePool): number | null {
+    return failureShare(vitals.circuit, this.#options.clock.nowMs());
+  }
+
   view(pool: LivePool, { index, priority }: { index: number; priority: number }): PoolView {
     const nowMs = this.#options.clock.nowMs();
     return {
@@ -217,6 +267,7 @@ export class PoolHealth {
       inflight: inFlightOf(pool),
       held_until_ms: pool.heldUntilMs > nowMs ? Math.ceil(pool.heldUntilMs - nowMs) : null,
       last_error: pool.lastError,
+      ...vitalsView(pool.vitals, nowMs),
     };
   }
 
@@ -230,6 +281,7 @@ export class PoolHealth {
       role,
       namespace,
       inFlightOf: new Map(),
+      vitals: newVitals(),
       routers: [],
       strays: [],
       heard: false,

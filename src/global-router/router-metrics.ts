@@ -187,6 +187,8 @@ const poolFamilies = [
   "tiergrid_pool_inflight",
   "tiergrid_pool_state_changes_total",
   "tiergrid_pool_accept_seconds",
+  "tiergrid_pool_error_ratio",
+  "tiergrid_pool_quotes_total",
   "tiergrid_cell_requests_total",
   "tiergrid_cell_sla_total",
 ] as const;
@@ -228,6 +230,7 @@ function collectPool(metrics: GlobalMetrics, health: PoolHealth, live: LivePool)
   metrics.gauge("tiergrid_pool_workers", labels).set(workersOf(live));
   metrics.gauge("tiergrid_pool_routers", labels).set(live.routers.length);
   metrics.gauge("tiergrid_pool_inflight", labels).set(inFlightOf(live));
+  metrics.gauge("tiergrid_pool_error_ratio", labels).set(health.errorRateOf(live) ?? 0);
 }
 
 /** Header names are many and alike; one label value stands for all. */

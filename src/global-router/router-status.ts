@@ -1,4 +1,6 @@
 /** What a global router says of itself: readiness, `/health`, `pool_info`, its card. */
+import type { Clock } from "../base/clock.ts";
+import { type RetryBudget, retriesLeft } from "../core/retry-budget.ts";
 import type { Bus } from "../runtime/bus.ts";
 import type { Health } from "../runtime/health-server.ts";
 import type { InstanceCard } from "../runtime/instance-card.ts";
@@ -9,6 +11,7 @@ import { type ActiveConfig, type PoolHealth, type PoolView, workersOf } from "./
 /** The settings a status depends on. */
 export interface StatusSettings {
   readonly bus: Bus;
+  readonly clock: Clock;
   readonly model: string;
   readonly namespace: string;
   readonly component: string;
@@ -28,6 +31,7 @@ export interface StatusSource {
   readonly inst: string;
   readonly health: PoolHealth;
   readonly grids: GridControl;
+  readonly budget: RetryBudget;
   readonly state: RouterState;
 }
 
@@ -43,6 +47,8 @@ export interface PoolInfo {
     readonly last_reload: LastReload | null;
     readonly canary: { readonly version: string; readonly percent: number } | null;
   };
+  /** Failed attempts that may be made again at this moment. */
+  readonly retries_left: number;
   readonly roles: Readonly<Record<string, { readonly pools: readonly PoolView[] }>>;
 }
 
@@ -123,7 +129,7 @@ export function healthOf(source: StatusSource): Health {
   return { ready: isReady(source), body: { endpoints: Object.fromEntries(endpoints), pools } };
 }
 
-export function poolInfo({ options, health, grids }: StatusSource): PoolInfo {
+export function poolInfo({ options, health, grids, budget }: StatusSource): PoolInfo {
   const { inForce, trial } = grids.versions;
   const { config, roles } = inForce.active;
   const views = [...roles.values()].map((role) => [role.role, { pools: viewsOf(role, health) }]);
@@ -138,6 +144,7 @@ export function poolInfo({ options, health, grids }: StatusSource): PoolInfo {
       last_reload: grids.lastReload,
       canary: trial ? { version: trial.kept.version, percent: trial.percent } : null,
     },
+    retries_left: retriesLeft(budget, options.clock.nowMs()),
     roles: Object.fromEntries(views),
   };
 }

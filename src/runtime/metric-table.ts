@@ -296,6 +296,7 @@ export const globalRouterMetrics = {
   tiergrid_pool_workers: gauge("Workers a pool reports", ["role", "pool"]),
   tiergrid_pool_routers: gauge("Local routers of a pool", ["role", "pool"]),
   tiergrid_pool_inflight: gauge("Requests in a pool", ["role", "pool"]),
+  tiergrid_pool_error_ratio: gauge("Share of recent attempts that failed", ["role", "pool"]),
   tiergrid_pool_state_changes_total: counter("Changes of state", ["role", "pool", "to"]),
   tiergrid_pool_accept_seconds: histogram("Dispatch to accepted", buckets.accept, ["role", "pool"]),
   tiergrid_cell_requests_total: counter("Ended requests", ["role", "cell", "pool", "outcome"]),

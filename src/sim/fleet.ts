@@ -88,6 +88,7 @@ export async function startFleet(options: FleetOptions): Promise<Fleet> {
     log: logs("global_router"),
     metrics,
     config,
+    blockHasher,
     model,
     namespace: "dynamo",
     component: "global_router",

@@ -404,6 +404,11 @@ it("answers pool_info in its documented shape", async () => {
     inflight: 1,
     held_until_ms: null,
     last_error: null,
+    error_rate: null,
+    accept_ms: expect.any(Number),
+    ttft_ms: null,
+    circuit: "closed",
+    probe_in_ms: null,
   });
   const { body, ready } = rig.router.health();
   expect(ready).toBe(true);
@@ -438,6 +443,8 @@ it("describes itself to service tools and counts what it served", async () => {
     ["tg.ep.dynamo.global_router.pool_info", 1, 0],
     ["tg.ep.dynamo.global_router.explain", 1, 1],
     ["tg.ep.dynamo.global_router.thresholds", 0, 0],
+    ["tg.ep.dynamo.global_router.grid", 0, 0],
+    ["tg.ep.dynamo.global_router.cells", 0, 0],
   ]);
 });
 

@@ -11,6 +11,8 @@ import {
   type GlobalRouterOptions,
   startGlobalRouter,
 } from "../../src/global-router/global-router.ts";
+import { createBlockHasher } from "../../src/protocol/block-hashes.ts";
+import { decodeHashQuestion, type HashQuestion } from "../../src/protocol/hash-frame.ts";
 import { encodeNotice, type Notice } from "../../src/protocol/notices.ts";
 import { decodeReceipt, encodeReceipt } from "../../src/protocol/receipts.ts";
 import { decodeDispatch, encodeDispatch } from "../../src/protocol/request-frame.ts";
@@ -22,6 +24,7 @@ import {
   type RequestBody,
 } from "../../src/protocol/requests.ts";
 import {
+  askSubject,
   controlSubject,
   endpointSubject,
   generateSubject,
@@ -52,6 +55,20 @@ export interface ScriptedRouter extends Announcer {
   readonly bus: Bus;
   answer: Answer;
   card: Partial<InstanceCard>;
+  /** Its quote; `silent` never answers, undefined is a router that does not predict. */
+  quote: ScriptedQuote | ErrorCode | "silent" | undefined;
+  quoteAfterMs: number;
+  /** The questions for quotes that came. */
+  readonly asked: HashQuestion[];
+}
+
+/** Fields of a quote; the rest is filled in. */
+export interface ScriptedQuote {
+  readonly ttft: number;
+  readonly itl?: number;
+  readonly gpuMs?: number;
+  readonly queue?: number;
+  readonly validForMs?: number;
 }
 
 export function aggConfig(change: Record<string, unknown> = {}): PoolConfig {
@@ -140,6 +157,7 @@ export function startRig(config: PoolConfig, change: Partial<GlobalRouterOptions
     log: recordingLog(lines),
     metrics,
     config,
+    blockHasher: createBlockHasher(undefined),
     model,
     namespace: "dynamo",
     component: "global_router",
@@ -256,7 +274,22 @@ function scriptRouter(
 ): ScriptedRouter {
   const { inst } = fixed;
   const seen: Dispatch[] = [];
-  const router = { inst, bus, seen, answer: "accept" as Answer, card };
+  const router = {
+    ...{ inst, bus, seen, answer: "accept" as Answer, card },
+    ...{
+      quote: undefined as ScriptedRouter["quote"],
+      quoteAfterMs: 0,
+      asked: [] as HashQuestion[],
+    },
+  };
+  bus.subscribe(askSubject("local", inst, "best_worker_id"), ({ payload, reply }) => {
+    router.asked.push(decodeHashQuestion(payload)!);
+    const { quote, quoteAfterMs } = router;
+    if (quote === "silent" || reply === undefined) return;
+    const json = typeof quote === "object" ? quoteJson(quote) : errorJson(quote);
+    const answer = (): void => bus.publish(reply, new TextEncoder().encode(JSON.stringify(json)));
+    clock.after(quoteAfterMs, answer);
+  });
   bus.subscribe(generateSubject("local", inst), (message) => {
     const dispatch = decodeDispatch(message, random);
     seen.push(dispatch);
@@ -279,6 +312,21 @@ function scriptRouter(
     card: () => ({ ...fixed, ...router.card }),
   });
   return Object.assign(router, announcer);
+}
+
+function quoteJson({ ttft, itl = 10, gpuMs = 100, queue = 0, validForMs = 50 }: ScriptedQuote) {
+  return {
+    ...{ worker_id: "1", dp_rank: 0, overlap_blocks: 0 },
+    quote: {
+      ...{ version: 1, predicted_ttft_ms: ttft, predicted_itl_ms: itl, queue_ms: queue },
+      ...{ prefill_ms: ttft - queue, cached_tokens: 0, uncached_tokens: 4, gpus: 1 },
+      ...{ prefill_gpu_ms: gpuMs, decode_gpu_ms: gpuMs, kv_usage: 0, valid_for_ms: validForMs },
+    },
+  };
+}
+
+function errorJson(code: ErrorCode = "not_implemented") {
+  return { error: { code, message: `scripted ${code}` } };
 }
 
 function receiptOf(

@@ -51,12 +51,14 @@ export function parseMooncakeTrace(text: string): TraceRequest[] {
 
 /** The inverse: one line per request, no spaces, LF after every line. */
 export function formatMooncakeTrace(requests: readonly TraceRequest[]): string {
-  const lines = requests.map(({ arrivalMs, inputTokens, outputTokens, hashIds }) =>
+  const lines = requests.map((request) =>
     JSON.stringify({
-      timestamp: arrivalMs,
-      input_length: inputTokens,
-      output_length: outputTokens,
-      hash_ids: hashIds,
+      timestamp: request.arrivalMs,
+      input_length: request.inputTokens,
+      output_length: request.outputTokens,
+      hash_ids: request.hashIds,
+      session_id: request.sessionId,
+      delay: request.delayMs,
     }),
   );
   return lines.map((line) => `${line}\n`).join("");

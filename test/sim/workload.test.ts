@@ -100,7 +100,7 @@ it("takes an output length of 0 as 1, created_time, blank lines and a missing la
   const text =
     '\n{"created_time":5,"input_length":513,"output_length":0,"hash_ids":[1,2],"session_id":"x"}';
   expect(parseMooncakeTrace(text)).toEqual([
-    { arrivalMs: 5, inputTokens: 513, outputTokens: 1, hashIds: [1, 2] },
+    { arrivalMs: 5, inputTokens: 513, outputTokens: 1, hashIds: [1, 2], sessionId: "x" },
   ]);
 });
 

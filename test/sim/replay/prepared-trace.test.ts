@@ -1,6 +1,10 @@
 import { expect, it } from "vitest";
 import { mulberry32 } from "../../../src/base/random.ts";
-import { parseMooncakeTrace, type TraceRequest } from "../../../src/sim/mooncake-trace.ts";
+import {
+  formatMooncakeTrace,
+  parseMooncakeTrace,
+  type TraceRequest,
+} from "../../../src/sim/mooncake-trace.ts";
 import { prepareTrace } from "../../../src/sim/replay/prepared-trace.ts";
 import { synthesisPresets, synthesizeTrace } from "../../../src/sim/trace-synth.ts";
 
@@ -67,6 +71,7 @@ it("links the turns of a session that wait for the turn before", () => {
     { input_length: 5, output_length: 1, hash_ids: [4], session_id: "a", delay_ms: 50 },
   ];
   const requests = parseMooncakeTrace(rows.map((row) => JSON.stringify(row)).join("\n"));
+  expect(parseMooncakeTrace(formatMooncakeTrace(requests))).toEqual(requests);
   const trace = prepareTrace(requests, { blockSize: 512, spreadMs: 0, random: random() });
   expect([...trace.nextTurn]).toEqual([2, -1, 4, -1, -1]);
   expect([...trace.follows]).toEqual([0, 0, 1, 0, 1]);

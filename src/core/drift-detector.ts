@@ -3,26 +3,26 @@
  * Two CUSUMs (Page 1954) on the logarithm of the latency:
  *
  *   samples ──▶ batches ──▶ learning: mean, spread of the first `referenceBatches`
- *               (1 s)   └─▶ z = (batch - mean) / spread
+ *               (5 s)   └─▶ z = (batch - mean) / spread
  *
  *   in_band   up   = max(0, up + (z - edge))     up   >= threshold ──▶ slower
  *             down = max(0, down + (-z - edge))  down >= threshold ──▶ faster
  *   slower    back = max(0, back + (edge - z))   back >= threshold ──▶ in_band   (faster: -z)
  *
- * - A batch is the mean of what came within a second, so that one stall, which delays many requests
- *   at once, is one observation. A sparse stream has one sample a batch.
+ * - A batch is the mean of what came within 5 s, so that one stall, which delays many requests at
+ *   once, is one observation. A sparse stream has one sample a batch.
  * - `spread` is the standard deviation of the batches widened by their lag-1 correlation, since a
  *   queue makes neighbours alike; `edge` is the band in units of it, and at least 0.5.
- * - What one batch adds or takes is at most `evidenceMax`: eight batches at least make a change.
+ * - What one batch adds or takes is at most `evidenceMax`: six batches at least make a change.
  */
 
 export const driftLimits = {
-  batchMs: 1000,
-  referenceBatches: 100,
+  batchMs: 5000,
+  referenceBatches: 120,
   /** Latencies within this factor of the reference are in the band. */
   bandRatio: 1.25,
   edgeMin: 0.5,
-  threshold: 16,
+  threshold: 12,
   evidenceMax: 2,
   /** Least spread of log latency that is believed; 0.05 is 5 %. */
   spreadMin: 0.05,

@@ -130,6 +130,7 @@ const settings: ChoiceSettings = {
   temperature: 0,
   trackPrefillTokens: true,
   decodeOnly: false,
+  herdGuard: true,
   weights,
 };
 

@@ -204,6 +204,7 @@ function decideWithColumns(columns: Columns, tokens: Uint32Array, key: string): 
         temperature: 0,
         trackPrefillTokens: true,
         decodeOnly: false,
+        herdGuard: true,
         weights,
       },
     },

@@ -285,6 +285,14 @@ export const kvRouterFlags = {
     group: "KV routing",
     help: "Cost mode latency: output of a request without a hint, until answers have ended.",
   },
+  routerHerdGuard: {
+    flag: "router-herd-guard",
+    env: "TIERGRID_ROUTER_HERD_GUARD",
+    type: "boolean",
+    default: true,
+    group: "KV routing",
+    help: "Spares workers that have more than twice the mean load of the others, and something besides.",
+  },
   routerGpusPerWorker: {
     flag: "router-gpus-per-worker",
     env: "TIERGRID_ROUTER_GPUS_PER_WORKER",

@@ -45,6 +45,7 @@ export interface KvRouterConfig {
   readonly serveIndexer: boolean;
   readonly routerEnableCacheControl: boolean;
   readonly skipInitialWorkerWait: boolean;
+  readonly routerHerdGuard: boolean;
   readonly routerCostMode: "blocks" | "latency";
   readonly routerPrefillExternality: number;
   readonly routerDecodeHarmWeight: number;
@@ -88,6 +89,7 @@ export const defaultKvRouterConfig: KvRouterConfig = Object.freeze({
   serveIndexer: false,
   routerEnableCacheControl: false,
   skipInitialWorkerWait: false,
+  routerHerdGuard: true,
   routerCostMode: "blocks",
   routerPrefillExternality: 2,
   routerDecodeHarmWeight: 0.006,
@@ -201,6 +203,7 @@ export function choiceSettings(
     ...pool,
     temperature: override.routerTemperature ?? config.routerTemperature,
     trackPrefillTokens: override.trackPrefillTokens ?? config.routerTrackPrefillTokens,
+    herdGuard: config.routerHerdGuard,
     weights: {
       overlapScoreCredit: override.overlapScoreCredit ?? config.overlapScoreCredit,
       overlapScoreCreditDecay: config.overlapScoreCreditDecay,

@@ -17,7 +17,7 @@ export interface DecisionCandidate {
   readonly workerId: string;
   readonly dpRank: number;
   /** Null = eligible. */
-  readonly whyNot: WhyNot | null;
+  readonly whyNot: WhyNot | "crowded" | null;
   readonly overlapBlocks: number;
   readonly cachedTokens: number;
   readonly potentialPrefillTokens: number;
@@ -70,7 +70,8 @@ export function recordAll(tables: ChoiceTables, made: ChoiceMade): Decision {
     const slot = roster.order[at]!;
     // Candidates keep the order of the roster.
     const own = priced < count && scratch.candidates[priced] === slot ? terms[priced++] : undefined;
-    const whyNot = own ? null : (roster.whyNot(slot, request.constraints, input.load) ?? null);
+    const left = count > 0 ? "crowded" : null;
+    const whyNot = own ? null : (roster.whyNot(slot, request.constraints, input.load) ?? left);
     candidates.push(describeSlot(tables, input, slot, { whyNot, terms: own ?? null }));
   }
   return decisionOf(tables, made, candidates);

@@ -14,6 +14,7 @@ import {
   recordAll,
   recordCheapest,
 } from "./decision-record.ts";
+import { leaveOutCrowded } from "./herd-guard.ts";
 import { type LatencyBook, latencyObserver } from "./latency-book.ts";
 import { type LatencyCostOptions, latencyCost } from "./latency-cost.ts";
 import type { CostInput, CostMode, CostWeights, OverlapColumns } from "./worker-cost.ts";
@@ -42,6 +43,8 @@ export interface ChoiceSettings {
   readonly trackPrefillTokens: boolean;
   readonly decodeOnly: boolean;
   readonly weights: CostWeights;
+  /** Leave out workers that have far more than the others. */
+  readonly herdGuard: boolean;
 }
 
 export interface ChoiceRequest {
@@ -193,8 +196,9 @@ function choose(
   const { roster, scratch } = tables;
   const found = roster.eligible(request.constraints, input.load, scratch.candidates);
   if (typeof found === "string") return refusal(found, request.constraints);
-  const nonFiniteCount = tables.costMode.price(input, scratch.candidates, found, scratch.costs);
-  const picked = pick(scratch, found, request, random);
+  const count = withoutCrowded(tables, found, input, request);
+  const nonFiniteCount = tables.costMode.price(input, scratch.candidates, count, scratch.costs);
+  const picked = pick(scratch, count, request, random);
   if (picked < 0) return { outcome: "refused", code: "booking_failed" };
   const slot = scratch.candidates[picked]!;
   return {
@@ -207,9 +211,22 @@ function choose(
     cachedTokens: tables.costMode.cachedTokens(input, slot),
     potentialDecodeBlocks: potentialDecodeBlocksOf(input, slot),
     cost: scratch.costs[picked]!,
-    candidateCount: found,
+    candidateCount: count,
     nonFiniteCount,
   };
+}
+
+/** Policies that ignore cost send nobody after a cache, and a pin is obeyed. */
+function withoutCrowded(
+  { costMode, scratch }: ChoiceTables,
+  found: number,
+  { load }: CostInput,
+  { settings, constraints }: ChoiceRequest,
+): number {
+  const { herdGuard, policy } = settings;
+  const isPinned = constraints.pinnedWorkerId !== undefined;
+  if (!herdGuard || policy !== "blocks" || isPinned) return found;
+  return leaveOutCrowded(scratch.candidates, found, load, costMode.name);
 }
 
 /** A pinned request takes its worker's cheapest rank, and a target its best fit, in any policy. */

@@ -28,6 +28,7 @@ const settings: ChoiceSettings = {
   temperature: 0,
   trackPrefillTokens: true,
   decodeOnly: false,
+  herdGuard: false,
   weights,
 };
 

@@ -3,6 +3,7 @@ import { ManualClock } from "../../src/base/clock.ts";
 import { mulberry32 } from "../../src/base/random.ts";
 import { defaultKvRouterConfig, type KvRouterConfig } from "../../src/config/kv-router-config.ts";
 import { loadPoolConfigFile } from "../../src/config/load-pool-config.ts";
+import type { PoolConfig } from "../../src/config/pool-config.ts";
 import { silentLog } from "../../src/runtime/log.ts";
 import { createMemoryNetwork } from "../../src/runtime/memory-bus.ts";
 import { type Fleet, startFleet } from "../../src/sim/fleet.ts";
@@ -15,7 +16,12 @@ export interface Rig {
   readonly fleet: Fleet;
 }
 
-export async function rig(seed: number, kvRouter: Partial<KvRouterConfig> = {}): Promise<Rig> {
+/** `config` in place of the demo's pools. */
+export async function rig(
+  seed: number,
+  kvRouter: Partial<KvRouterConfig> = {},
+  config?: PoolConfig,
+): Promise<Rig> {
   const clock = new ManualClock();
   const random = mulberry32(seed);
   const network = createMemoryNetwork({ clock, random });
@@ -33,7 +39,7 @@ export async function rig(seed: number, kvRouter: Partial<KvRouterConfig> = {}):
     clock,
     random,
     logs: () => silentLog,
-    config: loaded.config,
+    config: config ?? loaded.config,
     kvRouter: { ...defaultKvRouterConfig, ...kvRouter },
     workerPolicy: "blocks",
     enginesOf: (role) => [engine(role), engine(role)],

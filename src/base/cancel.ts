@@ -32,8 +32,9 @@ export class CancelSwitch implements CancelSignal {
   }
 
   removeEventListener(_type: "abort", listener: () => void): void {
-    if (this.#listeners.length === 0) return;
-    this.#listeners = this.#listeners.filter((held) => held !== listener);
+    const held = this.#listeners;
+    if (held.length === 1 && held[0] === listener) this.#listeners = noListeners;
+    else if (held.length > 0) this.#listeners = held.filter((other) => other !== listener);
   }
 }
 

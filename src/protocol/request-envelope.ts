@@ -66,7 +66,7 @@ export function envelopeFromJson(
 ): Envelope {
   if (value !== undefined && !isObject(value)) fail("", "an object", value);
   const json: JsonObject = value ?? {};
-  return {
+  const envelope: Envelope = {
     rid: json["rid"] === undefined ? randomHex128(random) : ridOf(json["rid"]),
     attempt: attemptOf(json["attempt"]),
     first: json["first"] === undefined ? 0 : u32Of("first", json["first"]),
@@ -74,10 +74,13 @@ export function envelopeFromJson(
     deadlineMs: deadlineOf(json["deadline_ms"]),
     stream: json["stream"] === undefined ? replyStream(reply) : streamOf(json["stream"]),
     notify: listOf(json, "notify", notifyMax, isNoticeSubject) as readonly string[],
-    ...(json["progress"] === undefined ? {} : { progress: flagOf("progress", json["progress"]) }),
     avoid: listOf(json, "avoid", avoidMax, isName) as readonly string[],
     decisions: listOf(json, "decisions", decisionsMax, isDecision) as readonly HopDecision[],
   };
+  const progress = json["progress"];
+  return progress === undefined
+    ? envelope
+    : { ...envelope, progress: flagOf("progress", progress) };
 }
 
 export function isRid(value: unknown): value is string {

@@ -37,19 +37,22 @@ const headerBytes = new Uint8Array(requestHeaderBytes);
 const headerView = new DataView(headerBytes.buffer);
 const decoder = new TextDecoder("utf-8", { fatal: true });
 
-/** The binary frame; the tokens are copied, nothing of `dispatch` is kept. */
-export function encodeDispatch(dispatch: Dispatch): Uint8Array {
+/**
+ * The binary frame; the tokens are copied, nothing of `dispatch` is kept. `bodyText` is the body as
+ * `readDispatch` found it: a hop that does not change it need not print it.
+ */
+export function encodeDispatch(dispatch: Dispatch, bodyText?: string): Uint8Array {
   const { body, envelope, tokens } = dispatch;
-  const fields = JSON.stringify(body);
-  const comma = fields === "{}" ? "" : ",";
-  const json = `${fields.slice(0, -1)}${comma}"tiergrid":${envelopeText(envelope)}}`;
+  const fields = bodyText ?? JSON.stringify(body).slice(0, -1);
+  const comma = fields === "{" ? "" : ",";
+  const json = `${fields}${comma}"tiergrid":${envelopeText(envelope)}}`;
   const jsonBytes = Buffer.byteLength(json);
   const tokensAt = requestHeaderBytes + padded(jsonBytes);
   const bytes = Buffer.allocUnsafe(tokensAt + 4 * tokens.length);
   writeHeader(body, jsonBytes, tokens.length);
   bytes.set(headerBytes);
   bytes.write(json, requestHeaderBytes, "utf8");
-  bytes.fill(0x20, requestHeaderBytes + jsonBytes, tokensAt);
+  for (let at = requestHeaderBytes + jsonBytes; at < tokensAt; at++) bytes[at] = 0x20;
   bytes.set(new Uint8Array(tokens.buffer, tokens.byteOffset, 4 * tokens.length), tokensAt);
   return bytes;
 }
@@ -72,10 +75,22 @@ export interface DispatchMessage {
  * or a view of the payload where it is aligned. Throws `invalid_request` saying what was expected.
  */
 export function decodeDispatch(message: DispatchMessage, random: Random): Dispatch {
-  const { payload, reply } = message;
-  const { json, tokens } = isFrame(payload) ? readFrame(payload) : readJson(payload);
-  const { tiergrid, ...body } = json;
-  return { envelope: envelopeFromJson(tiergrid, reply, random), body, tokens };
+  return readDispatch(message, random).dispatch;
+}
+
+/** A dispatch, and its body as it stands in a frame of ours, without the closing brace. */
+export interface ReadDispatch {
+  readonly dispatch: Dispatch;
+  readonly bodyText: string | undefined;
+}
+
+/** `decodeDispatch`, for a hop that passes the request on. */
+export function readDispatch({ payload, reply }: DispatchMessage, random: Random): ReadDispatch {
+  const { body, bodyText, tiergrid, tokens } = isFrame(payload)
+    ? readFrame(payload)
+    : readJson(payload);
+  const envelope = envelopeFromJson(tiergrid, reply, random);
+  return { dispatch: { envelope, body, tokens }, bodyText };
 }
 
 /**
@@ -85,7 +100,7 @@ export function decodeDispatch(message: DispatchMessage, random: Random): Dispat
 export function awaitsReceipt(payload: Uint8Array): boolean {
   if (isFrame(payload)) return true;
   try {
-    const { tiergrid } = parseJson(payload);
+    const { tiergrid } = parseJson(textOf(payload));
     return isObject(tiergrid) && tiergrid["stream"] !== undefined;
   } catch {
     return false;
@@ -96,16 +111,20 @@ function isFrame(payload: Uint8Array): boolean {
   return payload[0] === (magic & 0xff) && payload[1] === magic >> 8;
 }
 
-interface DispatchParts {
-  /** The body and its `tiergrid` object. */
-  readonly json: JsonObject;
+interface JsonParts {
+  readonly body: JsonObject;
+  readonly bodyText: string | undefined;
+  readonly tiergrid: unknown;
+}
+
+interface DispatchParts extends JsonParts {
   readonly tokens: Uint32Array;
 }
 
 function readJson(payload: Uint8Array): DispatchParts {
-  const { token_ids, ...json } = parseJson(payload);
-  checkRequestBody(json);
-  return { json, tokens: tokensFromJson(token_ids) };
+  const { token_ids, tiergrid, ...body } = parseJson(textOf(payload));
+  checkRequestBody(body);
+  return { body, bodyText: undefined, tiergrid, tokens: tokensFromJson(token_ids) };
 }
 
 function readFrame(payload: Uint8Array): DispatchParts {
@@ -115,11 +134,40 @@ function readFrame(payload: Uint8Array): DispatchParts {
   if (payload.length !== tokensAt + 4 * count) {
     fail(`a frame of ${tokensAt} bytes and ${count} tokens of 4, got ${payload.length} bytes`);
   }
-  const json = parseJson(payload.subarray(requestHeaderBytes, requestHeaderBytes + jsonBytes));
-  if (json["token_ids"] !== undefined) fail("packed tokens or token_ids, got both");
-  checkRequestBody(json);
-  checkRepeated(header, json, count);
-  return { json, tokens: packedTokens(payload.subarray(tokensAt), count) };
+  const text = textOf(payload.subarray(requestHeaderBytes, requestHeaderBytes + jsonBytes));
+  const { body, bodyText, tiergrid } = halvesOf(text) ?? wholeOf(text);
+  if (body["token_ids"] !== undefined) fail("packed tokens or token_ids, got both");
+  checkRequestBody(body);
+  checkRepeated(header, body, count);
+  const tokens = packedTokens(payload.subarray(tokensAt), count);
+  return { body, bodyText, tiergrid, tokens };
+}
+
+/** How our frames go on after the body's fields. */
+const envelopeKey = ',"tiergrid":';
+
+/**
+ * Both halves of `{…body,"tiergrid":…}`, each parsed alone: where both are JSON, so is the whole, with
+ * these fields. Undefined for any other text.
+ */
+function halvesOf(text: string): JsonParts | undefined {
+  const at = text.indexOf(envelopeKey);
+  if (at < 0 || !text.endsWith("}")) return undefined;
+  const bodyText = text.slice(0, at);
+  try {
+    const body: unknown = JSON.parse(`${bodyText}}`);
+    if (!isObject(body) || body["tiergrid"] !== undefined) return undefined;
+    const tiergrid: unknown = JSON.parse(text.slice(at + envelopeKey.length, -1));
+    return { body, bodyText, tiergrid };
+  } catch {
+    // The key stood elsewhere, or this is no JSON: reading the whole tells which.
+    return undefined;
+  }
+}
+
+function wholeOf(text: string): JsonParts {
+  const { tiergrid, ...body } = parseJson(text);
+  return { body, bodyText: undefined, tiergrid };
 }
 
 /** Counts of a frame's parts; throws unless magic, version, kind and counts can be read. */
@@ -188,15 +236,27 @@ function tokensFromJson(value: unknown): Uint32Array {
   return tokens;
 }
 
-function parseJson(bytes: Uint8Array): JsonObject {
+function textOf(bytes: Uint8Array): string {
+  try {
+    return decoder.decode(bytes);
+  } catch {
+    return notJson(bytes.length);
+  }
+}
+
+function parseJson(text: string): JsonObject {
   let value: unknown;
   try {
-    value = JSON.parse(decoder.decode(bytes));
+    value = JSON.parse(text);
   } catch {
-    fail(`a JSON object, got ${bytes.length} bytes that are not JSON`);
+    notJson(Buffer.byteLength(text));
   }
   if (!isObject(value)) fail(`a JSON object, got ${shown(value)}`);
   return value;
+}
+
+function notJson(bytes: number): never {
+  fail(`a JSON object, got ${bytes} bytes that are not JSON`);
 }
 
 const padded = (bytes: number): number => 4 * Math.ceil(bytes / 4);

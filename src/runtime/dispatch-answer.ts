@@ -39,7 +39,7 @@ export function cancelledError(): TiergridError {
   return new TiergridError("cancelled", "the caller cancelled the request");
 }
 
-export function retryAfter(retryAfterMs: number | undefined): { retryAfterMs?: number } {
+function retryAfter(retryAfterMs: number | undefined): { retryAfterMs?: number } {
   return retryAfterMs === undefined ? {} : { retryAfterMs };
 }
 

@@ -9,13 +9,8 @@
  */
 import { CancelSwitch } from "../base/cancel.ts";
 import { TiergridError } from "../base/errors.ts";
-import {
-  attemptNumber,
-  attemptPartMax,
-  attemptParts,
-  type Dispatch,
-  type Receipt,
-} from "../protocol/requests.ts";
+import type { ReadDispatch } from "../protocol/request-frame.ts";
+import { attemptNumber, attemptPartMax, attemptParts, type Receipt } from "../protocol/requests.ts";
 import type {
   DispatchEntry,
   DispatcherTotals,
@@ -52,7 +47,7 @@ export class DispatchBook<State> {
    * Registers a request; a newer call of the same stream takes the older one's place. Throws
    * `duplicate_request`, `overloaded`, and what `policy.admit` throws.
    */
-  admit(dispatch: Dispatch, nowMs: number): DispatchEntry<State> {
+  admit({ dispatch, bodyText }: ReadDispatch, nowMs: number): DispatchEntry<State> {
     const { envelope, body, tokens } = dispatch;
     const older = this.entries.get(envelope.rid);
     if (older && envelope.attempt <= older.attempt) {
@@ -70,6 +65,7 @@ export class DispatchBook<State> {
       rid: envelope.rid,
       envelope,
       body,
+      bodyText,
       tokens,
       islTokens: tokens.length,
       state,
@@ -135,14 +131,14 @@ export class DispatchBook<State> {
   running(entry: DispatchEntry<State>): void {
     if (entry.phase !== "accepted") return;
     entry.phase = "running";
-    entry.tokens = undefined;
+    dropPrompt(entry);
   }
 
   /** Idempotent: the first cause wins. */
   end(entry: DispatchEntry<State>, cause: EndCause): void {
     if (entry.phase === "gone") return;
     entry.phase = "gone";
-    entry.tokens = undefined;
+    dropPrompt(entry);
     if (this.entries.get(entry.rid) === entry) this.entries.delete(entry.rid);
     if (cause === "lost") this.totals.lost += 1;
     this.#policy.ended(entry, cause);
@@ -166,4 +162,9 @@ export class DispatchBook<State> {
       else if (nowMs > entry.deadlineMs + bookLimits.lostAfterMs) this.end(entry, "deadline");
     }
   }
+}
+
+function dropPrompt(entry: DispatchEntry<unknown>): void {
+  entry.tokens = undefined;
+  entry.bodyText = undefined;
 }

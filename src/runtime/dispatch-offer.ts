@@ -9,12 +9,13 @@ import { type Random, randomHex128 } from "../base/random.ts";
 import { encodeNotice, type RequestNotice } from "../protocol/notices.ts";
 import { decodeReceipt, encodeReceipt } from "../protocol/receipts.ts";
 import { firstAttempt } from "../protocol/request-envelope.ts";
-import { awaitsReceipt, type DispatchMessage } from "../protocol/request-frame.ts";
+import { awaitsReceipt, type DispatchMessage, encodeDispatch } from "../protocol/request-frame.ts";
 import type { Envelope, Receipt } from "../protocol/requests.ts";
 import { encodeControl } from "../protocol/stream-control.ts";
 import type { StreamFrame } from "../protocol/stream-frames.ts";
 import { encodeStreamFrame } from "../protocol/stream-message.ts";
 import type { Bus } from "./bus.ts";
+import type { DispatchEntry, SendPlan } from "./dispatch-policy.ts";
 
 export type OfferOutcome =
   | {
@@ -36,43 +37,70 @@ export interface OfferOptions {
   readonly signal: CancelSignal;
 }
 
-export interface Offer {
-  readonly outcome: Promise<OfferOutcome>;
-  /** The hop said it is still looking for a worker. */
-  extend(): void;
+/** The request as the next hop gets it; `noticeSubject` is the sender's. */
+export function encodeForward(
+  { envelope, attempt, body, bodyText, tokens }: DispatchEntry<unknown>,
+  plan: SendPlan,
+  leftMs: number,
+  noticeSubject: string,
+): Uint8Array {
+  if (!tokens) throw new TiergridError("internal_error", "the prompt is gone");
+  const { rid, first, phase, stream, avoid } = envelope;
+  const forwarded: Envelope = {
+    rid,
+    attempt,
+    first,
+    phase,
+    deadlineMs: Math.max(1, Math.floor(leftMs)),
+    stream,
+    notify: [noticeSubject, ...envelope.notify],
+    progress: plan.progress === true,
+    avoid,
+    decisions: [...envelope.decisions, plan.decision],
+  };
+  const dispatch = { envelope: forwarded, body: plan.body, tokens };
+  return encodeDispatch(dispatch, plan.body === body ? bodyText : undefined);
 }
 
-/** Sends an encoded dispatch; the outcome never rejects. */
-export function offerDispatch(options: OfferOptions): Offer {
-  const { clock, acceptTimeoutMs, signal } = options;
+/** The hop said it is still looking for a worker. */
+export type ExtendOffer = () => void;
+
+/** Sends an encoded dispatch; `settled` is called once, later, and must not throw. */
+export function offerDispatch(
+  options: OfferOptions,
+  settled: (outcome: OfferOutcome) => void,
+): ExtendOffer {
+  const { bus, clock, subject, payload, acceptTimeoutMs, leftMs, signal } = options;
   // Either silence or the request's own signal gives the hop up.
   const over = new CancelSwitch();
   const giveUp = (): void => over.abort();
   if (signal.aborted) giveUp();
   signal.addEventListener("abort", giveUp, { once: true });
   let cancelTimer = clock.after(acceptTimeoutMs, giveUp);
-  const outcome = askHop(options, over).then((result) => {
+  const end = (outcome: OfferOutcome): void => {
     cancelTimer();
     signal.removeEventListener("abort", giveUp);
-    if (!("error" in result) || result.error.code !== "cancelled" || signal.aborted) return result;
-    const message = `no answer within ${acceptTimeoutMs} ms from ${options.subject}`;
-    return { error: new TiergridError("accept_timeout", message) };
-  });
-  return {
-    outcome,
-    extend() {
-      cancelTimer();
-      cancelTimer = clock.after(acceptTimeoutMs, giveUp);
-    },
+    if (!("error" in outcome) || outcome.error.code !== "cancelled" || signal.aborted) {
+      settled(outcome);
+      return;
+    }
+    const message = `no answer within ${acceptTimeoutMs} ms from ${subject}`;
+    settled({ error: new TiergridError("accept_timeout", message) });
+  };
+  bus.request(subject, payload, { timeoutMs: leftMs, signal: over }).then(
+    (reply) => end(outcomeOf(reply.payload)),
+    (thrown: unknown) => end({ error: toTiergridError(thrown) }),
+  );
+  return () => {
+    cancelTimer();
+    cancelTimer = clock.after(acceptTimeoutMs, giveUp);
   };
 }
 
-async function askHop(options: OfferOptions, signal: CancelSignal): Promise<OfferOutcome> {
-  const { bus, subject, payload, leftMs } = options;
+function outcomeOf(payload: Uint8Array): OfferOutcome {
   try {
-    const reply = await bus.request(subject, payload, { timeoutMs: leftMs, signal });
-    const receipt = decodeReceipt(reply.payload);
-    if (receipt.type === "accepted") return { accepted: receipt, payload: reply.payload };
+    const receipt = decodeReceipt(payload);
+    if (receipt.type === "accepted") return { accepted: receipt, payload };
     const error = new TiergridError(receipt.code, receipt.message, receipt.details);
     return receipt.retryAfterMs === undefined
       ? { error }

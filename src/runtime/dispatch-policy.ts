@@ -8,17 +8,7 @@ import type { Dispatch, Envelope, HopDecision, RequestBody } from "../protocol/r
 
 /** The next thing to do with a request. */
 export type Plan =
-  | {
-      readonly type: "send";
-      /** The next hop and where it takes work and control messages. */
-      readonly inst: string;
-      readonly subject: string;
-      readonly control: string;
-      readonly body: RequestBody;
-      readonly decision: HopDecision;
-      /** The worker shall tell when its output grows by a block; default false. */
-      readonly progress?: boolean;
-    }
+  | SendPlan
   | {
       readonly type: "wait";
       readonly waitMs: number;
@@ -26,6 +16,19 @@ export type Plan =
       readonly woken?: CancelSignal;
     }
   | { readonly type: "refuse"; readonly error: TiergridError; readonly retryAfterMs?: number };
+
+export interface SendPlan {
+  readonly type: "send";
+  /** The next hop and where it takes work and control messages. */
+  readonly inst: string;
+  readonly subject: string;
+  readonly control: string;
+  /** The entry's own body where the hop shall have it as it came: that is not printed again. */
+  readonly body: RequestBody;
+  readonly decision: HopDecision;
+  /** The worker shall tell when its output grows by a block; default false. */
+  readonly progress?: boolean;
+}
 
 /** Why an entry ended. */
 export type EndCause =
@@ -58,6 +61,8 @@ export interface DispatchEntry<State> {
   /** As it came from above. */
   readonly envelope: Envelope;
   readonly body: RequestBody;
+  /** The body as it came, see `ReadDispatch`; undefined after the first output. */
+  bodyText: string | undefined;
   /** The prompt; undefined after the first output, when no retry is possible. */
   tokens: Uint32Array | undefined;
   readonly islTokens: number;

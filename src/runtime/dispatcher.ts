@@ -14,7 +14,7 @@
  *     notices may be.
  */
 import { type CancelTimer, type Clock, every, sleep } from "../base/clock.ts";
-import { errorTable, TiergridError, toTiergridError } from "../base/errors.ts";
+import { type ErrorCode, errorTable, TiergridError, toTiergridError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
 import {
   decodeNotices,
@@ -22,22 +22,16 @@ import {
   type Notice,
   type RequestNotice,
 } from "../protocol/notices.ts";
-import { decodeDispatch, encodeDispatch } from "../protocol/request-frame.ts";
-import type { Dispatch, Envelope, Phase } from "../protocol/requests.ts";
+import { type ReadDispatch, readDispatch } from "../protocol/request-frame.ts";
+import type { Phase } from "../protocol/requests.ts";
 import { decodeControl, encodeControlReply } from "../protocol/stream-control.ts";
 import type { ControlMessage } from "../protocol/stream-frames.ts";
 import { controlSubject, generateSubject, noticeSubject } from "../protocol/subjects.ts";
 import type { Bus, BusMessage, Subscription } from "./bus.ts";
-import {
-  type Answer,
-  answerTo,
-  cancelledError,
-  errorFrame,
-  refusal,
-  retryAfter,
-} from "./dispatch-answer.ts";
+import { type Answer, answerTo, cancelledError, errorFrame, refusal } from "./dispatch-answer.ts";
 import { DispatchBook } from "./dispatch-book.ts";
 import {
+  encodeForward,
   encodeTaken,
   type OfferOutcome,
   offerDispatch,
@@ -47,7 +41,13 @@ import {
   reportFailed,
   sendCancel,
 } from "./dispatch-offer.ts";
-import type { DispatchEntry, DispatcherTotals, DispatchPolicy, Plan } from "./dispatch-policy.ts";
+import type {
+  DispatchEntry,
+  DispatcherTotals,
+  DispatchPolicy,
+  Plan,
+  SendPlan,
+} from "./dispatch-policy.ts";
 
 export const dispatcherDefaults = {
   acceptTimeoutMs: 300,
@@ -107,25 +107,24 @@ export class Dispatcher<State> {
   receive(message: BusMessage, phase?: Phase): void {
     this.#book.totals.received += 1;
     const { bus, random, clock } = this.#options;
-    let dispatch: Dispatch;
+    let read: ReadDispatch;
     try {
-      dispatch = inPhase(decodeDispatch(message, random), phase);
+      read = inPhase(readDispatch(message, random), phase);
     } catch (thrown) {
       this.#book.totals.refused += 1;
       refuseUnread(bus, message, random, toTiergridError(thrown));
       return;
     }
+    const { envelope } = read.dispatch;
+    const older = this.#book.entries.get(envelope.rid);
     // Delivered twice: the first copy is answered, a second answer could only contradict it.
-    const known = this.#book.entries.get(dispatch.envelope.rid);
-    if (known?.envelope.attempt === dispatch.envelope.attempt) return;
-    const answer = answerTo(bus, message, dispatch.envelope, this.#book.totals);
+    if (older?.envelope.attempt === envelope.attempt) return;
+    const answer = answerTo(bus, message, envelope, this.#book.totals);
     try {
       if (this.#draining) throw new TiergridError("subscriber_shutdown", "this router is stopping");
-      const older = this.#book.entries.get(dispatch.envelope.rid);
-      const entry = this.#book.admit(dispatch, clock.nowMs());
+      const entry = this.#book.admit(read, clock.nowMs());
       if (older) this.#stopHop(older);
-      // Never rejects: whatever fails becomes the answer.
-      void this.#run(entry, answer);
+      this.#run(entry, answer);
     } catch (thrown) {
       answer(refusal(toTiergridError(thrown)));
     }
@@ -163,90 +162,94 @@ export class Dispatcher<State> {
   }
 
   /** Plans and offers until a hop accepts, the policy refuses, or the request is cancelled. */
-  async #run(entry: DispatchEntry<State>, answer: Answer): Promise<void> {
+  #run(entry: DispatchEntry<State>, answer: Answer): void {
     const stopSaying = this.#sayQueued(entry);
-    try {
-      for (;;) {
-        const outcome = await this.#attempt(entry);
-        const taken = outcome !== "waited" && "accepted" in outcome ? outcome : undefined;
-        if (taken && !entry.cancel.aborted) {
-          const { accepted, payload } = taken;
-          // A short answer may be over before its receipt has come through the hops.
-          if (entry.phase !== "gone") {
-            this.#book.accept(entry, accepted, this.#options.clock.nowMs());
-          }
-          return answer(accepted, payload);
-        }
-        if (entry.phase === "gone") return answer(refusal(cancelledError()));
-        if (outcome === "waited" || !("error" in outcome)) continue;
-        if (!entry.booked) {
-          this.#book.end(entry, "refused");
-          return answer(refusal(outcome.error, outcome.retryAfterMs));
-        }
-        this.#book.failAttempt(entry, outcome.error);
-      }
-    } catch (thrown) {
-      // A fault in the policy must not leave the caller waiting or the books open.
-      this.#book.end(entry, "refused");
-      answer(refusal(toTiergridError(thrown)));
-    } finally {
+    this.#next(entry, (receipt, payload) => {
       stopSaying();
+      answer(receipt, payload);
+    });
+  }
+
+  /** One attempt. Callbacks instead of promises: nearly every request needs one, and waits once. */
+  #next(entry: DispatchEntry<State>, answer: Answer): void {
+    const { clock } = this.#options;
+    try {
+      const leftMs = entry.deadlineMs - clock.nowMs();
+      const plan = this.#plan(entry, leftMs);
+      if (plan.type === "wait") {
+        const waitMs = Math.min(plan.waitMs, leftMs);
+        void sleep(clock, waitMs, entry.cancel, plan.woken).then(() => this.#next(entry, answer));
+      } else if (plan.type === "send") {
+        this.#book.offered(entry, { inst: plan.inst, control: plan.control });
+        this.#offer(entry, plan, leftMs, answer);
+      } else this.#settled(entry, plan, answer);
+    } catch (thrown) {
+      this.#fault(entry, thrown, answer);
     }
   }
 
-  async #attempt(entry: DispatchEntry<State>): Promise<OfferOutcome | "waited"> {
-    const { policy, clock } = this.#options;
-    if (entry.cancel.aborted) return { error: cancelledError() };
-    const leftMs = entry.deadlineMs - clock.nowMs();
-    if (leftMs <= 0) {
-      return { error: new TiergridError("deadline_exceeded", "the deadline passed while routing") };
-    }
+  #plan(entry: DispatchEntry<State>, leftMs: number): Plan {
+    if (entry.cancel.aborted) return { type: "refuse", error: cancelledError() };
+    if (leftMs <= 0) return refuse("deadline_exceeded", "the deadline passed while routing");
     if (!this.#book.raiseAttempt(entry)) {
-      return { error: new TiergridError("pool_unavailable", "the attempts are used up") };
+      return refuse("pool_unavailable", "the attempts are used up");
     }
-    const plan = policy.plan(entry);
-    if (plan.type === "refuse") return { error: plan.error, ...retryAfter(plan.retryAfterMs) };
-    if (plan.type === "wait") {
-      await sleep(clock, Math.min(plan.waitMs, leftMs), entry.cancel, plan.woken);
-      return "waited";
-    }
-    this.#book.offered(entry, { inst: plan.inst, control: plan.control });
-    return this.#offer(entry, plan, leftMs);
+    return this.#options.policy.plan(entry);
   }
 
-  async #offer(
-    entry: DispatchEntry<State>,
-    plan: Plan & { readonly type: "send" },
-    leftMs: number,
-  ): Promise<OfferOutcome> {
+  #offer(entry: DispatchEntry<State>, plan: SendPlan, leftMs: number, answer: Answer): void {
     const { bus, clock, acceptTimeoutMs } = this.#options;
-    const { envelope, tokens } = entry;
-    if (!tokens) return { error: new TiergridError("internal_error", "the prompt is gone") };
-    const forwarded: Envelope = {
-      ...envelope,
-      attempt: entry.attempt,
-      deadlineMs: Math.max(1, Math.floor(leftMs)),
-      notify: [this.#noticeSubject, ...envelope.notify],
-      progress: plan.progress === true,
-      decisions: [...envelope.decisions, plan.decision],
-    };
-    const offer = offerDispatch({
+    const { subject, control } = plan;
+    const silenceMs = acceptTimeoutMs ?? dispatcherDefaults.acceptTimeoutMs;
+    const hop = {
       bus,
       clock,
-      subject: plan.subject,
-      payload: encodeDispatch({ envelope: forwarded, body: plan.body, tokens }),
-      acceptTimeoutMs: Math.min(acceptTimeoutMs ?? dispatcherDefaults.acceptTimeoutMs, leftMs),
+      subject,
+      payload: encodeForward(entry, plan, leftMs, this.#noticeSubject),
+      acceptTimeoutMs: Math.min(silenceMs, leftMs),
       leftMs,
       signal: entry.cancel,
+    };
+    entry.extendOffer = offerDispatch(hop, (outcome) => {
+      entry.extendOffer = undefined;
+      // A hop that was silent may yet wake up and run it.
+      if ("error" in outcome && outcome.error.code === "accept_timeout") {
+        sendCancel(bus, control, entry.rid, entry.attempt);
+      }
+      this.#settled(entry, outcome, answer);
     });
-    entry.extendOffer = offer.extend;
-    const outcome = await offer.outcome;
-    entry.extendOffer = undefined;
-    // A hop that was silent may yet wake up and run it.
-    if ("error" in outcome && outcome.error.code === "accept_timeout") {
-      sendCancel(bus, plan.control, entry.rid, entry.attempt);
+  }
+
+  /** Acts on how an attempt went. */
+  #settled(entry: DispatchEntry<State>, outcome: OfferOutcome, answer: Answer): void {
+    try {
+      // A short answer may be over before its receipt has come through the hops.
+      if ("accepted" in outcome && !entry.cancel.aborted) {
+        const { accepted, payload } = outcome;
+        if (entry.phase !== "gone") {
+          this.#book.accept(entry, accepted, this.#options.clock.nowMs());
+        }
+        answer(accepted, payload);
+        return;
+      }
+      const { error, retryAfterMs } = "error" in outcome ? outcome : { error: cancelledError() };
+      if (entry.phase === "gone") answer(refusal(cancelledError()));
+      else if (entry.booked) {
+        this.#book.failAttempt(entry, error);
+        this.#next(entry, answer);
+      } else {
+        this.#book.end(entry, "refused");
+        answer(refusal(error, retryAfterMs));
+      }
+    } catch (thrown) {
+      this.#fault(entry, thrown, answer);
     }
-    return outcome;
+  }
+
+  /** A fault in the policy must not leave the caller waiting or the books open. */
+  #fault(entry: DispatchEntry<State>, thrown: unknown, answer: Answer): void {
+    this.#book.end(entry, "refused");
+    answer(refusal(toTiergridError(thrown)));
   }
 
   /** Tells the owner and the dispatcher above, until a worker does, that the request is alive. */
@@ -359,7 +362,7 @@ export class Dispatcher<State> {
       return this.#passUp(entry, error);
     }
     this.#book.failAttempt(entry, error);
-    void this.#run(entry, (receipt) => {
+    this.#run(entry, (receipt) => {
       if (receipt.type === "refused" && receipt.code !== "cancelled") {
         void this.#giveUp(entry, new TiergridError(receipt.code, receipt.message));
       }
@@ -382,8 +385,12 @@ export class Dispatcher<State> {
   }
 }
 
-function inPhase(dispatch: Dispatch, phase: Phase | undefined): Dispatch {
-  return phase === undefined
-    ? dispatch
-    : { ...dispatch, envelope: { ...dispatch.envelope, phase } };
+function inPhase(read: ReadDispatch, phase: Phase | undefined): ReadDispatch {
+  if (phase === undefined) return read;
+  const { dispatch, bodyText } = read;
+  return { dispatch: { ...dispatch, envelope: { ...dispatch.envelope, phase } }, bodyText };
+}
+
+function refuse(code: ErrorCode, message: string): Plan {
+  return { type: "refuse", error: new TiergridError(code, message) };
 }

@@ -7,6 +7,7 @@ import {
   decodeDispatch,
   encodeDispatch,
   encodeDispatchJson,
+  readDispatch,
 } from "../../src/protocol/request-frame.ts";
 import type { Dispatch, Receipt } from "../../src/protocol/requests.ts";
 
@@ -174,6 +175,63 @@ it("refuses a frame whose header and JSON differ, and token bytes that are not w
   const later = Uint8Array.from(frame);
   later[2] = 9;
   expect(() => read(later)).toThrow("frame version 1, got 9");
+});
+
+/** A frame around any JSON text. */
+function frameOf(text: string): Uint8Array {
+  const json = Buffer.from(text);
+  const frame = encodeDispatch({
+    ...fc.sample(anyDispatch, { seed: 3, numRuns: 1 })[0]!,
+    body: {},
+  });
+  const at = 40 + 4 * Math.ceil(json.length / 4);
+  const bytes = Buffer.concat([
+    frame.subarray(0, 40),
+    Buffer.alloc(at - 40, 0x20),
+    Buffer.alloc(4),
+  ]);
+  json.copy(bytes, 40);
+  bytes.writeUInt32LE(json.length, 28);
+  bytes.writeUInt32LE(1, 32);
+  bytes.writeUInt32LE(1, 4);
+  return bytes;
+}
+
+it("passes a body on as it came, byte for byte", () => {
+  fc.assert(
+    fc.property(anyDispatch, anyDispatch, (dispatch, next) => {
+      const message = { payload: encodeDispatch(dispatch), reply };
+      const { dispatch: came, bodyText } = readDispatch(message, mulberry32(1));
+      const forwarded = { ...came, envelope: next.envelope };
+      expect(encodeDispatch(forwarded, bodyText)).toEqual(encodeDispatch(forwarded));
+    }),
+    { seed: 4 },
+  );
+});
+
+it("reads the fields of a frame as JSON has them, wherever an envelope seems to stand", () => {
+  const envelope = JSON.stringify({ rid, stream: { subject: reply } });
+  const texts = [
+    `{"a":1,"tiergrid":${envelope}}`,
+    `{"tiergrid":${envelope}}`,
+    `{"tiergrid":${envelope},"a":1}`,
+    `{"tiergrid":5,"a":1,"tiergrid":${envelope}}`,
+    `{"a":1,"tiergrid":5,"tiergrid":${envelope}}`,
+    `{"a":{"b":1,"tiergrid":{"rid":"x"}},"tiergrid":${envelope}}`,
+    `{"a":",\\"tiergrid\\":","tiergrid":${envelope}}`,
+    ` {"a":"é" ,"tiergrid": ${envelope} , "b":2}`,
+  ];
+  for (const text of texts) {
+    const { tiergrid, ...body } = JSON.parse(text);
+    const { dispatch, bodyText } = readDispatch({ payload: frameOf(text), reply }, mulberry32(1));
+    expect(dispatch.body, text).toEqual(body);
+    expect(dispatch.envelope.rid, text).toBe(tiergrid.rid);
+    if (bodyText !== undefined) expect(JSON.parse(`${bodyText}}`), text).toEqual(body);
+  }
+  for (const text of [`{"a":{"b":1,"tiergrid":${envelope}}`, `[1,"tiergrid":${envelope}}`, '{"a"'])
+    expect(() => readDispatch({ payload: frameOf(text), reply }, mulberry32(1))).toThrow(
+      "bytes that are not JSON",
+    );
 });
 
 const receipts: readonly Receipt[] = [

@@ -50,6 +50,10 @@ export class DriftDetector {
   /** Evidence: leaving upwards and downwards, or (in `#up`) coming back. */
   #up = 0;
   #down = 0;
+  /** The batches since there was no evidence. */
+  #runSum = 0;
+  #runCount = 0;
+  #currentMs = Number.NaN;
 
   get state(): DriftState {
     return this.#state;
@@ -58,6 +62,11 @@ export class DriftDetector {
   /** Geometric mean of the reference in ms; NaN while it is being learnt. */
   get referenceMs(): number {
     return this.#state === "learning" ? Number.NaN : Math.exp(this.#mean);
+  }
+
+  /** Geometric mean in ms of what led to the last change of state; NaN before the first. */
+  get currentMs(): number {
+    return this.#currentMs;
   }
 
   /** Takes a latency measured at `nowMs`; answers the state when it left the band or came back. */
@@ -77,6 +86,12 @@ export class DriftDetector {
   #take(batch: number): DriftState | undefined {
     if (this.#state === "learning") return this.#learn(batch);
     const z = (batch - this.#mean) / this.#spread;
+    if (this.#up === 0 && this.#down === 0) {
+      this.#runSum = 0;
+      this.#runCount = 0;
+    }
+    this.#runSum += batch;
+    this.#runCount++;
     if (this.#state === "in_band") {
       this.#up = gathered(this.#up, z - this.#edge);
       this.#down = gathered(this.#down, -z - this.#edge);
@@ -116,6 +131,7 @@ export class DriftDetector {
 
   #become(state: DriftState): DriftState {
     this.#state = state;
+    if (this.#runCount > 0) this.#currentMs = Math.exp(this.#runSum / this.#runCount);
     this.#up = 0;
     this.#down = 0;
     return state;

@@ -124,7 +124,7 @@ function countLatency(
   const nowMs = scorer.clock.nowMs();
   const place = { ...placeOf(decision), cell: cellText(decision.selection.cell) };
   const moved = live.cells.add(place, { target, ...sample, explicit: isExplicit(source) }, nowMs);
-  if (moved) tellDrift(scorer, moved, nowMs);
+  if (moved) tellDrift(scorer, moved);
 }
 
 function isExplicit(source: string): boolean {

@@ -14,13 +14,11 @@ export const quantileSamplesMin = 20;
 export function tellDrift(
   { log, metrics }: { readonly log: Log; readonly metrics: GlobalMetrics },
   series: CellSeries,
-  nowMs: number,
 ): void {
   const { role, cell, pool, target, drift } = series;
   metrics.counter("tiergrid_grid_drift_total", { role, to: drift.state }).add(1);
-  const recentMs = Math.round(recentOf(series, nowMs).latencies.quantileMs(0.5));
   const fields = { role, cell, pool, target, state: drift.state };
-  const measured = { reference_ms: Math.round(drift.referenceMs), recent_p50_ms: recentMs };
+  const measured = { reference_ms: shown(drift.referenceMs), measured_ms: shown(drift.currentMs) };
   if (isStale(drift.state)) log.warn("grid is stale in a cell", { ...fields, ...measured });
   else log.info("grid holds again in a cell", { ...fields, ...measured });
 }
@@ -80,6 +78,10 @@ const cellFamilies = [
   "tiergrid_cell_attainment_ratio",
   "tiergrid_grid_stale",
 ] as const;
+
+function shown(latencyMs: number): number {
+  return Number(latencyMs.toPrecision(3));
+}
 
 function isStale(state: DriftState): boolean {
   return state === "slower" || state === "faster";

@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { expect, it } from "vitest";
 import type { Receipt } from "../../src/protocol/requests.ts";
-import { type Answer, aggConfig, cardsMs, metric, startRig } from "./rig.ts";
+import { type Answer, aggConfig, cardsMs, metric, type ScriptedRouter, startRig } from "./rig.ts";
 
 const answers: readonly Answer[] = [
   "accept",
@@ -14,6 +14,13 @@ const answers: readonly Answer[] = [
   "context_length_exceeded",
   "subscriber_shutdown",
 ];
+const quotes: readonly ScriptedRouter["quote"][] = [
+  { ttft: 100 },
+  { ttft: 700, queue: 500 },
+  "silent",
+  "not_ready",
+  undefined,
+];
 const pools = ["fast", "middle", "slow"];
 
 it("answers every request once and closes every book, whatever routers and the bus do", async () => {
@@ -21,12 +28,16 @@ it("answers every request once and closes every book, whatever routers and the b
     seed: fc.nat(),
     retry: fc.boolean(),
     spill: fc.boolean(),
+    selection: fc.constantFrom("grid", "checked", "live"),
+    quotes: fc.array(fc.constantFrom(...quotes), { minLength: 6, maxLength: 6 }),
     loss: fc.constantFrom(0, 0.1, 0.4),
     answers: fc.array(fc.constantFrom(...answers), { minLength: 6, maxLength: 6 }),
     dies: fc.nat({ max: 5 }),
   });
   const property = fc.asyncProperty(scenario, async ({ seed, retry, spill, loss, ...script }) => {
-    const strategy = { spill: { enabled: spill, allow_slower: true } };
+    const { selection } = script;
+    const live = selection === "grid" ? {} : { live: { refuse: retry } };
+    const strategy = { spill: { enabled: spill, allow_slower: true }, selection, ...live };
     const config = aggConfig({
       enable_priority_retry: retry,
       agg_pool_selection_strategy: strategy,
@@ -34,7 +45,10 @@ it("answers every request once and closes every book, whatever routers and the b
     const rig = startRig(config, { poolWaitMs: 500 }, seed);
     const routers = [...pools, ...pools].map((name) => rig.startPool(name));
     await rig.clock.runFor(cardsMs);
-    for (const [index, router] of routers.entries()) router.answer = script.answers[index]!;
+    for (const [index, router] of routers.entries()) {
+      router.answer = script.answers[index]!;
+      router.quote = script.quotes[index];
+    }
     rig.network.faults.setMessageFaults([
       { subject: "tg.local.>", loss, delayMinMs: 0, delayMaxMs: 20 },
     ]);

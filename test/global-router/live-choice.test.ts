@@ -1,8 +1,11 @@
 import { expect, it } from "vitest";
+import { quoteRoundsMax } from "../../src/global-router/live-choice.ts";
 import { createBlockHasher } from "../../src/protocol/block-hashes.ts";
 import { hashPrompt } from "../../src/protocol/prompt-hashes.ts";
 import { encodeDispatch } from "../../src/protocol/request-frame.ts";
 import type { Receipt } from "../../src/protocol/requests.ts";
+import { encodeControl } from "../../src/protocol/stream-control.ts";
+import { controlSubject } from "../../src/protocol/subjects.ts";
 import { aggConfig, cardsMs, configOf, metric, type ScriptedRouter, startRig } from "./rig.ts";
 
 const target = (ttft: number, itl: number) => ({ router: { ttft_target: ttft, itl_target: itl } });
@@ -284,4 +287,34 @@ it("uses a cell's fallbacks for its own pool, without spill", async () => {
   expect(placeOf(await rig.ask(rig.request(lax)))).toEqual(["middle", "spill"]);
   const explain = await rig.query("explain", encodeDispatch(rig.request(lax)));
   expect(explain).toMatchObject({ order: { spill_order: [0, 1], hops_allowed: 2 } });
+});
+
+it("forgets a request that is cancelled while its quotes are out", async () => {
+  const rig = await liveRig({ live: { quote_deadline_ms: 500 } });
+  for (const router of [rig.fast, rig.middle, rig.slow]) router.quote = "silent";
+  const request = rig.request(lax);
+  const { rid, attempt } = request.envelope;
+  rig.clock.after(50, () => {
+    const cancel = encodeControl({ type: "cancel", rid, attempt });
+    rig.client.publish(controlSubject("global", rig.router.inst), cancel);
+  });
+  expect(placeOf(await rig.ask(request))).toBe("cancelled");
+  expect(rig.clock.nowMs()).toBeLessThan(100);
+  await rig.clock.runFor(1_000);
+  expect(rig.slow.seen).toHaveLength(0);
+  expect(rig.router.openRequests).toBe(0);
+});
+
+it("asks for as many requests at a time as it may, and lets one more follow the grid", async () => {
+  const rig = await liveRig({ live: { quote_deadline_ms: 1000 } });
+  for (const router of [rig.fast, rig.middle, rig.slow]) router.quote = "silent";
+  const count = async (requests: number): Promise<number> => {
+    const asked = Array.from({ length: requests }, () => rig.router.explain(rig.request(lax)));
+    const all = Promise.all(asked);
+    await rig.clock.runFor(2_000);
+    const whys = (await all).map((answer) => (answer as { live: { why: string } }).live.why);
+    return whys.filter((why) => why === "too_many_rounds").length;
+  };
+  expect(await count(quoteRoundsMax)).toBe(0);
+  expect(await count(quoteRoundsMax + 1)).toBe(1);
 });

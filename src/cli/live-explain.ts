@@ -11,7 +11,8 @@ import { connectNatsBus } from "../runtime/nats-bus.ts";
 import { natsServers } from "../runtime/nats-bus-credentials.ts";
 import type { ExplainOptions } from "./flags-grid.ts";
 
-export const answerTimeoutMs = 1_000;
+/** Two rounds of quotes take 2 s at most. */
+export const answerTimeoutMs = 3_000;
 
 /** The parts of an explanation that are shown as text. */
 export interface LiveExplanation {
@@ -25,6 +26,18 @@ export interface LiveExplanation {
     readonly workers_ready: number;
     readonly inflight: number;
   }[];
+  readonly live: {
+    readonly outcome: string;
+    readonly quotes: readonly {
+      readonly namespace: string;
+      readonly outcome: string;
+      readonly meets: boolean | null;
+      readonly quote?: {
+        readonly predicted_ttft_ms: number;
+        readonly predicted_itl_ms: number;
+      };
+    }[];
+  } | null;
   readonly notes: readonly string[];
   readonly local: {
     readonly chosen: { readonly worker_id: string; readonly overlap_blocks: number } | null;
@@ -100,8 +113,18 @@ export function liveText(explanation: LiveExplanation): string {
   for (const { index, namespace, state, workers_ready: workers, inflight } of pools) {
     lines.push(`  pool ${index} ${namespace}: ${state}, ${workers} workers, ${inflight} in flight`);
   }
+  for (const quote of explanation.live?.quotes ?? []) lines.push(`  ${quoteText(quote)}`);
   if (local?.chosen) lines.push(`  worker ${local.chosen.worker_id} when nothing is cached`);
   if (localError !== undefined) lines.push(`  its local router: ${localError}`);
   for (const note of notes) lines.push(`  ${note}`);
   return `${lines.join("\n")}\n`;
+}
+
+type QuoteShown = NonNullable<LiveExplanation["live"]>["quotes"][number];
+
+function quoteText({ namespace, outcome, meets, quote }: QuoteShown): string {
+  if (!quote) return `quote ${namespace}: ${outcome}`;
+  const { predicted_ttft_ms: ttft, predicted_itl_ms: itl } = quote;
+  const verdict = meets ? "meets the targets" : "too late";
+  return `quote ${namespace}: TTFT ${ttft.toFixed(1)} ms, ITL ${itl.toFixed(1)} ms, ${verdict}`;
 }

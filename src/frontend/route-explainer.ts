@@ -10,7 +10,7 @@ import { askSubject, type RouterQuestion } from "../protocol/subjects.ts";
 import type { Bus } from "../runtime/bus.ts";
 
 /** Time a global router gets; it asks a local router in turn. */
-export const explainTimeoutMs = 2_000;
+export const explainTimeoutMs = 3_000;
 
 /** Schema `tiergrid.explain/1`, as far as the frontend reads it. */
 export interface RouteExplanation {

@@ -258,7 +258,7 @@ function wait({ clock, metrics, poolWaitMs }: PolicyContext, entry: Entry, code:
   const refusal = refuse(unavailable(decision, code));
   const pool = decision.role.live[decision.plan.selected];
   if (!pool) return refusal;
-  if (decision.role.spill.enabled) {
+  if (decision.plan.hopsMax > 0) {
     const labels = { role: pool.role, pool: pool.namespace };
     metrics.counter("tiergrid_spill_exhausted_total", labels).add(1);
   }

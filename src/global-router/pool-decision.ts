@@ -174,9 +174,7 @@ export function hopOf(
 }
 
 export function viewsOf({ pools, live }: ActiveRole, health: PoolHealth): PoolView[] {
-  return live.map((pool, index) =>
-    health.view(pool, { index, priority: pools[index]?.priority ?? index }),
-  );
+  return live.map((pool, index) => health.view(pool, { priority: index, ...pools[index], index }));
 }
 
 /** The last decisions by id; the oldest makes room. */

@@ -82,6 +82,8 @@ export interface PoolView extends VitalsView {
   readonly index: number;
   readonly namespace: string;
   readonly priority: number;
+  /** Name for people, where the config has one. */
+  readonly label?: string;
   readonly state: PoolCondition;
   readonly since_ms: number;
   readonly routers: number;
@@ -254,12 +256,16 @@ export class PoolHealth {
     return failureShare(vitals.circuit, this.#options.clock.nowMs());
   }
 
-  view(pool: LivePool, { index, priority }: { index: number; priority: number }): PoolView {
+  view(
+    pool: LivePool,
+    { index, priority, label }: Pick<PoolView, "index" | "priority" | "label">,
+  ): PoolView {
     const nowMs = this.#options.clock.nowMs();
     return {
       index,
       namespace: pool.namespace,
       priority,
+      ...(label !== undefined && { label }),
       state: this.conditionOf(pool),
       since_ms: Math.round(nowMs - pool.toldSinceMs),
       routers: pool.routers.length,

@@ -108,7 +108,7 @@ export function countSurfaced(
 ): void {
   const { active, role, plan } = decision;
   const refused = failure === "refused_overloaded" || failure === "refused_unavailable";
-  if (refused && role.spill.enabled) {
+  if (refused && plan.hopsMax > 0) {
     const pool = role.pools[plan.selected]?.namespace ?? "";
     metrics.counter("tiergrid_spill_exhausted_total", { role: role.role, pool }).add(1);
   }
@@ -191,6 +191,7 @@ const poolFamilies = [
   "tiergrid_pool_quotes_total",
   "tiergrid_cell_requests_total",
   "tiergrid_cell_sla_total",
+  "tiergrid_quote_measured_ratio",
 ] as const;
 
 /** Copies what is counted elsewhere at each scrape. */

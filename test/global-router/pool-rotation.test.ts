@@ -148,3 +148,24 @@ it("stops retrying when the budget is used up, and not before", async () => {
   await rig.clock.runFor(1_000);
   expect(left()).toBe(10);
 });
+
+it("shows a pool's label and not its absence", async () => {
+  const metadata = [{ label: "8 GPUs" }, {}, {}];
+  const rig = await poolRig({ agg_pool_metadata: metadata });
+  const [fast, middle] = rig.router.pools().roles["agg"]!.pools;
+  expect(fast).toMatchObject({ index: 0, namespace: "fast", label: "8 GPUs" });
+  expect(middle).not.toHaveProperty("label");
+});
+
+it("counts requests that no fallback could take", async () => {
+  const fallbacks = [
+    [[], []],
+    [[], [0]],
+  ];
+  const rig = await poolRig({}, { agg_pool_fallbacks: fallbacks });
+  for (const router of [rig.fast, rig.slow]) router.answer = "queue_rejected";
+  expect(await run(rig)).toBe("queue_rejected");
+  expect(rig.middle.seen).toHaveLength(0);
+  const exhausted = 'tiergrid_spill_exhausted_total{role="agg",pool="slow"}';
+  expect(await metric(rig, exhausted)).toBe(1);
+});

@@ -186,6 +186,36 @@ export const gridBuildCommand: Command<typeof gridBuildFlags> = {
   ],
 };
 
+const cellsReplayFlags = {
+  replay: {
+    flag: "replay",
+    type: "string",
+    default: null,
+    group: "Replay",
+    help:
+      "File with the workers and mock engines of each pool: measures --traffic in virtual time. " +
+      "Decode pools are left out.",
+  },
+  explore: {
+    flag: "explore",
+    type: "number",
+    min: 0,
+    max: 1,
+    default: 0.1,
+    group: "Replay",
+    help: "Share of the replayed requests that go to any pool of the role instead of the grid's.",
+  },
+  speed: {
+    flag: "speed",
+    type: "number",
+    above: 0,
+    max: 10_000,
+    default: 1,
+    group: "Replay",
+    help: "Rate of the replay, times the rate of the trace.",
+  },
+} as const satisfies FlagTable;
+
 export const gridCalibrateFlags = {
   ...fileFlags,
   cells: {
@@ -225,6 +255,8 @@ export const gridCalibrateFlags = {
     group: "Evidence",
     help: "Takes cells that were measured under another version of the config with equal axes.",
   },
+  ...cellsReplayFlags,
+  ...trafficFlags,
   out: {
     flag: "out",
     type: "string",
@@ -248,6 +280,12 @@ export const gridCalibrateCommand: Command<typeof gridCalibrateFlags> = {
     {
       does: "from the fleet that runs",
       line: "tiergrid grid calibrate pools.json --nats nats://localhost:4222 --out new.json",
+    },
+    {
+      does: "from a trace, before there is a fleet",
+      line:
+        "tiergrid grid calibrate pools.json --replay engines.json --traffic trace.jsonl " +
+        "--ttft-targets 0.5:300,0.5:2000",
     },
     {
       does: "from a saved answer",

@@ -31,7 +31,7 @@ export async function runGridCalibrate(
   print: Print,
 ): Promise<number> {
   const { config } = await loadGrid(operands[0], options);
-  const measured = await measuredCells(options);
+  const measured = await measuredCells(config, options);
   if (!options.anyVersion) checkVersion(config, measured);
   const proposals = config.roles.map((pools) => {
     const own = measured.roles.find(({ role }) => role === pools.role)?.cells ?? [];

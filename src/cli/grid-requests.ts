@@ -15,9 +15,15 @@ const itlSeedStep = 1;
 export async function trafficRequests(
   options: TrafficOptions,
 ): Promise<readonly TrafficRequest[] | undefined> {
-  const { traffic, ttftTargets, itlTargets, seed } = options;
-  if (traffic === null) return undefined;
-  const requests = await traceOf(traffic, seed);
+  const { traffic, seed } = options;
+  return traffic === null ? undefined : classifyTrace(await traceOf(traffic, seed), options);
+}
+
+/** The requests of a trace, each with its targets. */
+export function classifyTrace(
+  requests: readonly TraceRequest[],
+  { ttftTargets, itlTargets, seed }: TrafficOptions,
+): TrafficRequest[] {
   const ttftOf = targetsOf(requests, ttftTargets, seed);
   const itlOf = targetsOf(requests, itlTargets, seed + itlSeedStep);
   return requests.map(({ inputTokens, outputTokens }, place) => ({

@@ -123,8 +123,21 @@ function countLatency(
   if (!live) return;
   const nowMs = scorer.clock.nowMs();
   const place = { ...placeOf(decision), cell: cellText(decision.selection.cell) };
-  const moved = live.cells.add(place, { target, ...sample, explicit: isExplicit(source) }, nowMs);
+  const predictedMs = predictedOf(decision, target);
+  if (predictedMs !== undefined && predictedMs > 0) {
+    const labels = { role: place.role, pool: place.pool, target };
+    const ratio = scorer.metrics.histogram("tiergrid_quote_measured_ratio", labels);
+    ratio.observe(sample.measuredMs / predictedMs);
+  }
+  const explicit = isExplicit(source);
+  const moved = live.cells.add(place, { target, ...sample, predictedMs, explicit }, nowMs);
   if (moved) tellDrift(scorer, moved);
+}
+
+/** What the pool that took the request had quoted for it. */
+function predictedOf({ live, result }: PoolDecision, target: SlaMeasure): number | undefined {
+  const quote = live?.quotes.find(({ pool }) => pool === result?.pool)?.quote;
+  return target === "ttft" ? quote?.predictedTtftMs : quote?.predictedItlMs;
 }
 
 function isExplicit(source: string): boolean {

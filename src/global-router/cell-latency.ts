@@ -31,6 +31,8 @@ export interface CellSample {
   readonly target: SlaMeasure;
   readonly measuredMs: number;
   readonly targetMs: number;
+  /** What the pool had quoted, if it was asked. */
+  readonly predictedMs: number | undefined;
   /** True when the request, not a default, named the target. */
   readonly explicit: boolean;
 }
@@ -42,10 +44,19 @@ interface Tally {
   missed: number;
 }
 
+/** What pools had quoted for requests of a cell, and by how much it was wrong. */
+interface Prediction {
+  readonly latencies: LatencyHistogram;
+  /** |measured - predicted| / predicted in percent. */
+  readonly errors: LatencyHistogram;
+}
+
 export interface CellSeries extends CellPlace {
   readonly target: SlaMeasure;
   readonly total: Tally;
   readonly drift: DriftDetector;
+  /** Undefined until a quoted request ended. */
+  prediction: Prediction | undefined;
   /** The open half of the recent window and the one before. */
   open: Tally;
   before: Tally;
@@ -68,7 +79,7 @@ export class CellBook {
 
   /** Counts one measured request; answers the cell when it left its band or came back. */
   add(place: CellPlace, sample: CellSample, nowMs: number): CellSeries | undefined {
-    const { target, measuredMs, targetMs, explicit } = sample;
+    const { target, measuredMs, targetMs, predictedMs, explicit } = sample;
     const series = this.#seriesOf(place, target, nowMs);
     if (!series) {
       this.untracked++;
@@ -79,6 +90,11 @@ export class CellBook {
       tally.latencies.add(measuredMs);
       if (explicit && measuredMs <= targetMs) tally.met++;
       else if (explicit) tally.missed++;
+    }
+    if (predictedMs !== undefined && predictedMs > 0) {
+      series.prediction ??= { latencies: new LatencyHistogram(), errors: new LatencyHistogram() };
+      series.prediction.latencies.add(predictedMs);
+      series.prediction.errors.add((Math.abs(measuredMs - predictedMs) / predictedMs) * 100);
     }
     return series.drift.add(measuredMs, nowMs) === undefined ? undefined : series;
   }
@@ -99,6 +115,7 @@ export class CellBook {
       target,
       total: emptyTally(),
       drift: new DriftDetector(),
+      prediction: undefined,
       open: emptyTally(),
       before: emptyTally(),
       openedMs: nowMs,
@@ -158,21 +175,39 @@ export interface CellJson extends LatencyJson {
   readonly latency: SlaMeasure;
   /** Null when nothing ended in the recent window. */
   readonly recent: LatencyJson | null;
+  /** What pools had quoted for the requests of the cell that they took; null without quotes. */
+  readonly predicted: {
+    readonly count: number;
+    readonly p50_ms: number;
+    readonly p90_ms: number;
+    /** Median of |measured - predicted| / predicted. */
+    readonly median_error: number;
+  } | null;
   readonly drift: { readonly state: DriftState; readonly reference_ms: number | null };
 }
 
 function cellJson(series: CellSeries, nowMs: number): CellJson {
-  const { cell, pool, target, total, drift } = series;
+  const { cell, pool, target, total, prediction, drift } = series;
   const recent = recentOf(series, nowMs);
   const reference = drift.referenceMs;
   return {
     ...{ cell, pool, latency: target },
     ...latencyJson(total),
     recent: recent.latencies.count > 0 ? latencyJson(recent) : null,
+    predicted: prediction ? predictedJson(prediction) : null,
     drift: {
       state: drift.state,
       reference_ms: Number.isNaN(reference) ? null : rounded(reference),
     },
+  };
+}
+
+function predictedJson({ latencies, errors }: Prediction): CellJson["predicted"] {
+  return {
+    count: latencies.count,
+    p50_ms: rounded(latencies.quantileMs(0.5)),
+    p90_ms: rounded(latencies.quantileMs(0.9)),
+    median_error: rounded(errors.quantileMs(0.5) / 100),
   };
 }
 

@@ -247,6 +247,11 @@ const gridMetrics = {
     "cell",
     "target",
   ]),
+  tiergrid_quote_measured_ratio: histogram(
+    "Measured latency over the one that the pool had quoted",
+    buckets.quoteRatio,
+    ["role", "pool", "target"],
+  ),
   tiergrid_grid_stale: gauge("1 while a pool's latency in a cell is not what it was", [
     "role",
     "cell",

@@ -2,11 +2,11 @@ import { mkdtemp, rename, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, it, vi } from "vitest";
-import { realClock } from "../../src/base/clock.ts";
+import { every, realClock } from "../../src/base/clock.ts";
 import { TiergridError } from "../../src/base/errors.ts";
 import type { ConfigFault } from "../../src/config/config-fault.ts";
 import type { PoolConfig } from "../../src/config/pool-config.ts";
-import { watchPoolConfig } from "../../src/global-router/config-watch.ts";
+import { configSettleMs, watchPoolConfig } from "../../src/global-router/config-watch.ts";
 import { silentLog } from "../../src/runtime/log.ts";
 import { aggConfig, disaggConfig } from "./rig.ts";
 
@@ -62,6 +62,18 @@ it("puts a valid file in force, counts a broken or missing one, and never reject
     await write(textOf(disaggConfig()));
     await watch.reloadNow("http");
     expect(applied).toHaveLength(1);
+    watch.stop();
+  }));
+
+it("follows a file in a folder that never rests", () =>
+  inFolder(async ({ path, write }) => {
+    const { applied, grids } = recorder();
+    await write(textOf(aggConfig()));
+    const watch = watchPoolConfig({ path, load, clock: realClock, log: silentLog, grids }, true);
+    const changed = (): boolean => applied.length > 0;
+    const noise = every(realClock, configSettleMs / 4, () => void writeFile(`${path}.log`, "x"));
+    await vi.waitFor(() => expect(changed()).toBe(true), { timeout: 10_000 });
+    noise();
     watch.stop();
   }));
 

@@ -181,6 +181,20 @@ it("tells measured latencies per cell, in the form that calibration reads, and f
   expect(() => rig.grids.cells({ version: "none" })).toThrow("gets no requests");
 });
 
+it("sets measured latencies against those that the pool had quoted", async () => {
+  const strategy = { selection: "live", live: { quote_deadline_ms: 50 } };
+  const rig = await gridRig(aggConfig({ agg_pool_selection_strategy: strategy }));
+  for (const pool of rig.pools.values()) pool.quote = { ttft: 400, itl: 20, gpuMs: 100 };
+  for (let at = 0; at < 3; at++) await serve(rig, { ttftMs: 500, itlMs: 25 });
+  const [ttft] = rig.grids.cells({}).roles[0]!.cells;
+  expect(ttft?.predicted).toMatchObject({ count: 3 });
+  expect(ttft!.predicted!.median_error).toBeCloseTo(0.25, 1);
+  expect(ttft!.predicted!.p50_ms / 400).toBeCloseTo(1, 1);
+  const { pool } = ttft!;
+  const count = `tiergrid_quote_measured_ratio_count{role="agg",pool="${pool}",target="ttft"}`;
+  expect(await metric(rig, count)).toBe(3);
+});
+
 it("shows recent quantiles and attainment from 20 requests on, until the window has passed", async () => {
   const rig = await gridRig();
   const series = 'tiergrid_cell_latency_seconds{role="agg",cell="1.1",pool="slow",target="ttft"';

@@ -46,7 +46,7 @@ export function quotedQuery(role: LatencyRole, query: RouteQuery, asked: QuoteRe
 
 /** Answer of `best_worker_id`, the quote included; throws the refusal when nobody can take it. */
 export function quoteJson(
-  cost: LatencyCostOptions,
+  cost: Pick<LatencyCostOptions, "book" | "gpus">,
   decision: Decision,
   asked: QuoteRequest,
 ): Record<string, unknown> {
@@ -94,12 +94,15 @@ function meetsOf(
 }
 
 /** Share of the worker's KV memory in use before the request; 0 when its size is not known. */
-function kvUsageOf({ book }: LatencyCostOptions, slot: number): number {
+function kvUsageOf({ book }: Pick<LatencyCostOptions, "book">, slot: number): number {
   const capacityTokens = book.modelAt(slot)?.shape.limits.capacityTokens;
   return capacityTokens === undefined ? 0 : book.activeKvTokens(slot) / capacityTokens;
 }
 
-function modelJson({ book }: LatencyCostOptions, slot: number): Record<string, unknown> {
+function modelJson(
+  { book }: Pick<LatencyCostOptions, "book">,
+  slot: number,
+): Record<string, unknown> {
   const model = book.modelAt(slot);
   return {
     source: model?.source ?? "default",

@@ -43,7 +43,9 @@ function startOf(ring: HashRing, { sequence }: PolicyRequest, keyBlocks: number)
   return ring.find({ lo: sequence[at] ?? 0, hi: sequence[at + 1] ?? 0 });
 }
 
+/** A worker that has not joined has none. */
 function hasRoom({ count, inFlight }: WorkerViews, worker: number, loadFactor: number): boolean {
+  if (worker >= count) return false;
   let total = 0;
   for (let other = 0; other < count; other++) total += inFlight[other] ?? 0;
   return total === 0 || (inFlight[worker] ?? 0) <= ((total + 1) / count) * loadFactor;

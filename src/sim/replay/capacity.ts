@@ -15,14 +15,14 @@ export interface CapacitySearch {
 export const capacityDefaults = { steps: 7, share: 0.95 } as const;
 
 /** Attainment at a speed; asked at most once per speed. */
-export type AttainmentAt = (speed: number) => Attainment;
+export type AttainmentAt<Shares = Attainment> = (speed: number) => Shares;
 
 /** Runs a speed once, whoever asks. */
-export function remembered(
-  at: AttainmentAt,
-): AttainmentAt & { readonly runs: Map<number, Attainment> } {
-  const runs = new Map<number, Attainment>();
-  const ask = (speed: number): Attainment => {
+export function remembered<Shares>(
+  at: AttainmentAt<Shares>,
+): AttainmentAt<Shares> & { readonly runs: Map<number, Shares> } {
+  const runs = new Map<number, Shares>();
+  const ask = (speed: number): Shares => {
     const known = runs.get(speed);
     if (known) return known;
     const found = at(speed);
@@ -41,10 +41,10 @@ export function stepOf({ speedMin, speedMax, steps }: CapacitySearch): number {
  * The highest speed the search saw met; null when not even `speedMin` is. At the upper bound less
  * one step the capacity may be higher than the bounds allow to see.
  */
-export function capacityOf(
+export function capacityOf<Shares>(
   search: CapacitySearch,
-  at: AttainmentAt,
-  met: (attainment: Attainment) => number | undefined,
+  at: AttainmentAt<Shares>,
+  met: (shares: Shares) => number | undefined,
 ): number | null {
   let low = search.speedMin;
   let high = search.speedMax;

@@ -9,10 +9,12 @@ import { type PerfModel, readPerfModel } from "../../core/perf-model.ts";
 import { type MockEngineConfig, readMockEngineConfig } from "../../worker/mock-engine-config.ts";
 import { drawClasses, type SloClass, type SloForm, type SloTargets } from "../attainment.ts";
 import type { TraceRequest } from "../mooncake-trace.ts";
+import { type BusiestShares, busiestShares } from "./busiest-worker.ts";
 import { type CapacitySearch, capacityOf, remembered } from "./capacity.ts";
 import type { PolicyName } from "./policy-table.ts";
 import { type PreparedTrace, prepareTrace } from "./prepared-trace.ts";
 import { type ReplayOptions, replay } from "./replay.ts";
+import type { LateWorkers } from "./replay-router.ts";
 import type { ReplayRun } from "./replay-run.ts";
 import {
   decisionTimes,
@@ -30,6 +32,8 @@ export interface ReplayPlan {
   /** Perf model the router believes at first, as in a file; undefined = the engine's own. */
   readonly profile: unknown;
   readonly workers: number;
+  readonly late?: LateWorkers | undefined;
+  readonly herdGuard?: boolean | undefined;
   readonly policies: readonly PolicyName[];
   readonly seed: number;
   readonly spreadMs: number;
@@ -60,6 +64,7 @@ export interface CurvePoint {
 }
 
 export interface PolicyReport extends RunSummary {
+  readonly busiest_worker: BusiestShares;
   /** × the trace's rate; null = not even the lower bound. */
   readonly capacity_pair?: number | null;
   readonly capacity_deadline?: number | null;
@@ -120,8 +125,8 @@ export function measurePolicy(
   const stopwatch = plan.timings ? clock : undefined;
   const runAt = (speed: number, config: MockEngineConfig, more?: RunDetails): ReplayRun => {
     onRun(speed);
-    const { workers, seed, reportPeriodMs, eventDelayMs } = plan;
-    const pools = [{ engine: config, workers, policy, profile }];
+    const { workers, late, herdGuard, seed, reportPeriodMs, eventDelayMs } = plan;
+    const pools = [{ engine: config, workers, late, herdGuard, policy, profile }];
     return replay({ trace, pools, speed, seed, reportPeriodMs, eventDelayMs, ...more });
   };
   const run = runAt(plan.speed, engine, { predictions: !plan.timings, stopwatch });
@@ -136,6 +141,7 @@ export function measurePolicy(
   return {
     ...capacities,
     ...summaryOf(trace, run),
+    busiest_worker: busiestShares(trace, run),
     attainment: rowOf(attained),
     curve: curveOf(at.runs),
     ...(plan.timings ? { decision_us: decisionTimes(run) } : {}),
@@ -143,7 +149,7 @@ export function measurePolicy(
 }
 
 type RunDetails = Pick<ReplayOptions, "predictions" | "stopwatch">;
-type Asked = ReturnType<typeof remembered>;
+type Asked = ReturnType<typeof remembered<Attainment>>;
 
 function capacitiesOf(
   { search, prefillSearch, forms }: CapacityPlan,

@@ -10,19 +10,25 @@ import { mulberry32, type Random } from "../../base/random.ts";
 import { choiceSettings, defaultKvRouterConfig } from "../../config/kv-router-config.ts";
 import { createKvIndex } from "../../core/create-kv-index.ts";
 import {
+  type ChoiceRequest,
   type ChoiceSettings,
   type ChoiceTables,
   choiceTables,
   chooseAndBook,
+  explain,
   latencyChoiceTables,
 } from "../../core/decision.ts";
 import type { Decision, DecisionRecorder } from "../../core/decision-record.ts";
 import type { KvIndex } from "../../core/kv-index.ts";
 import { LatencyBook } from "../../core/latency-book.ts";
+import type { LatencyWeights } from "../../core/latency-cost.ts";
 import { ShapeLatency } from "../../core/latency-model.ts";
 import type { PerfModel } from "../../core/perf-model.ts";
+import type { Quote } from "../../core/quote-choice.ts";
 import { WorkerLoad } from "../../core/worker-load.ts";
 import { WorkerRoster } from "../../core/worker-roster.ts";
+import { quoteOf } from "../../global-router/pool-quotes.ts";
+import { quoteJson } from "../../local-router/latency-quote.ts";
 import type { EngineKvEvent } from "../../worker/engine.ts";
 import type { MockEngineConfig } from "../../worker/mock-engine-config.ts";
 import { type Policy, type PolicyRequest, uncachedTokens, type WorkerViews } from "./policies.ts";
@@ -36,11 +42,27 @@ export interface ReplayRouterOptions {
   /** What the router believes of the engines at first; the truth when left out. */
   readonly profile?: PerfModel | undefined;
   readonly predictions?: boolean | undefined;
+  readonly late?: LateWorkers | undefined;
+  readonly herdGuard?: boolean | undefined;
+  /** Of one worker; 1 when left out. */
+  readonly gpus?: number | undefined;
+  /** In place of the policy's weights, where it prices in milliseconds. */
+  readonly weights?: LatencyWeights | undefined;
+  /** Routers of all pools of the run, when all are made; for caches that all share. */
+  readonly routers?: readonly ReplayRouter[] | undefined;
+}
+
+/** The last `count` workers of a pool get no request before `joinMs`. */
+export interface LateWorkers {
+  readonly count: number;
+  readonly joinMs: number;
 }
 
 export interface ReplayArrival extends PolicyRequest {
   /** Unique among the run's requests. */
   readonly key: string;
+  /** Target that the worker has to fit best, where choices are priced in milliseconds. */
+  readonly fitTargetMs?: number | undefined;
 }
 
 interface LateEvent {
@@ -52,6 +74,11 @@ interface LateEvent {
 /** Delivered events that are kept before the list is cut. */
 const deliveredMax = 1024;
 const noConstraints = {};
+const noTargets = {
+  ttftTargetMs: undefined,
+  itlTargetMs: undefined,
+  expectedOutputTokens: undefined,
+};
 const noBlocks = new Uint32Array(0);
 
 export class ReplayRouter {
@@ -66,32 +93,42 @@ export class ReplayRouter {
   readonly #tracksBlocks: boolean;
   readonly #sharesCache: boolean;
   readonly #random: Random;
+  /** Of ties in quotes: asking does not disturb the choices. */
+  readonly #quoteRandom: Random;
+  readonly #routers: readonly ReplayRouter[];
+  readonly #gpus: number;
   readonly #depths: Int32Array;
   readonly #views: Mutable<WorkerViews>;
   readonly #policy: Policy | undefined;
   readonly #record: DecisionRecorder | undefined;
+  readonly #engine: MockEngineConfig;
+  readonly #workerIds: readonly string[];
+  readonly #lateMs: number;
   /** Events on their way, in order; the first `#delivered` have arrived. */
   readonly #events: LateEvent[] = [];
   #delivered = 0;
   #stored: Uint32Array = new Uint32Array(256);
 
   constructor(options: ReplayRouterOptions) {
-    const { policy, workers, engine, seed } = options;
+    const { policy, workers, engine, seed, late } = options;
     const kind: PolicyKind = policyTable[policy];
     const tableRandom = mulberry32(seed + 1);
     this.#random = mulberry32(seed);
+    this.#quoteRandom = mulberry32(seed + 3);
+    this.#routers = options.routers ?? [];
+    this.#gpus = options.gpus ?? 1;
     this.#index = createKvIndex({ mode: "identity", random: tableRandom, chain: () => {} });
     this.#load = new WorkerLoad(tableRandom);
     const workerIds = Array.from({ length: workers }, (_, worker) => String(worker));
     for (const workerId of workerIds) this.#load.addHolder(this.#index.holder(workerId, 0));
     this.#tables = tablesOf(kind, options, workerIds, this.#load);
     this.#tracksBlocks = engine.workerType !== "prefill";
-    this.#settings = settingsOf(kind, engine);
+    this.#settings = settingsOf(kind, engine, options.herdGuard ?? true);
     this.#sharesCache = kind.type === "router" && kind.sharesCache === true;
     this.usesIndex = kind.type === "router" ? kind.workerPolicy === "blocks" : kind.usesIndex;
     this.#depths = new Int32Array(workers);
     this.#views = {
-      count: workers,
+      count: 0,
       overlapBlocks: this.#depths,
       cachedBlocks: new Float64Array(workers),
       pendingTokens: this.#load.prefillTokens,
@@ -107,13 +144,28 @@ export class ReplayRouter {
       this.#record = { candidatesMax: 1, take };
     }
     this.#policy = kind.type === "baseline" ? kind.create({ workerIds, engine }) : undefined;
+    this.#engine = engine;
+    this.#workerIds = workerIds;
+    this.#lateMs = late?.joinMs ?? 0;
+    this.#join(workers - (late?.count ?? 0));
+  }
+
+  /** From here on the first `count` workers may be chosen. */
+  #join(count: number): void {
+    const { numGpuBlocks: totalKvBlocks } = this.#engine;
+    for (let slot = this.#views.count; slot < count; slot++) {
+      const workerId = this.#workerIds[slot] as string;
+      this.#tables.roster.set(slot, { workerId, taints: new Set(), totalKvBlocks }, 0);
+    }
+    this.#views.count = count;
   }
 
   /** Chooses a worker and books the request there. */
   choose(arrival: ReplayArrival): number {
+    const { length: workers } = this.#workerIds;
+    if (this.#views.count < workers && arrival.nowMs >= this.#lateMs) this.#join(workers);
     if (this.usesIndex) {
-      const longest = this.#match(arrival.sequence, arrival.nowMs);
-      if (this.#sharesCache) this.#depths.fill(longest);
+      this.#overlap(arrival);
       for (let worker = 0; worker < this.#views.count; worker++) {
         this.#views.cachedBlocks[worker] = this.#index.blocksOf(worker);
       }
@@ -121,6 +173,23 @@ export class ReplayRouter {
     const worker = this.#policy ? this.#chooseBy(this.#policy, arrival) : this.#chooseOwn(arrival);
     this.#views.processed[worker] = (this.#views.processed[worker] ?? 0) + 1;
     return worker;
+  }
+
+  /**
+   * What `choose` would answer and what it would take, as the pool's router tells the tier above;
+   * throws `internal_error` where choices are not priced in milliseconds.
+   */
+  quote(arrival: ReplayArrival): Quote {
+    const { latency: book } = this.#tables;
+    if (!book) throw new TiergridError("internal_error", "replay: this policy gives no quotes");
+    if (this.usesIndex) this.#overlap(arrival);
+    const decision = explain(this.#tables, this.#requestOf(arrival), this.#quoteRandom);
+    return quoteOf(quoteJson({ book, gpus: this.#gpus }, decision, noTargets));
+  }
+
+  /** Requests at its workers, as it has booked them. */
+  get inFlight(): number {
+    return this.#load.activeRequests.subarray(0, this.#views.count).reduce((a, b) => a + b, 0);
   }
 
   firstToken(key: string, nowMs: number, cachedTokens: number): void {
@@ -140,7 +209,7 @@ export class ReplayRouter {
 
   /** Leading blocks that an engine of the pool need not compute, wherever they are cached. */
   sharedBlocks(sequence: Uint32Array, nowMs: number): number {
-    return this.#sharesCache ? this.#match(sequence, nowMs) : 0;
+    return this.#sharesCache ? this.#longest(sequence, nowMs) : 0;
   }
 
   reported(worker: number, waiting: number, kvUsage: number): void {
@@ -151,6 +220,21 @@ export class ReplayRouter {
   /** An event that the router hears of at `visibleMs`; times never go back. */
   kvEvent(worker: number, event: EngineKvEvent, visibleMs: number): void {
     this.#events.push({ worker, event, visibleMs });
+  }
+
+  /** Fills the overlaps as a choice sees them. */
+  #overlap({ sequence, nowMs }: ReplayArrival): void {
+    this.#match(sequence, nowMs);
+    if (this.#sharesCache) this.#depths.fill(this.#longest(sequence, nowMs));
+  }
+
+  /** Longest overlap in any pool. */
+  #longest(sequence: Uint32Array, nowMs: number): number {
+    let longest = this.#match(sequence, nowMs);
+    for (const router of this.#routers) {
+      if (router !== this) longest = Math.max(longest, router.#match(sequence, nowMs));
+    }
+    return longest;
   }
 
   /** Fills the overlaps as of now and answers the longest. */
@@ -190,25 +274,25 @@ export class ReplayRouter {
   }
 
   #chooseOwn(arrival: ReplayArrival): number {
-    const { key, nowMs, inputTokens, sequence } = arrival;
-    const choice = chooseAndBook(
-      this.#tables,
-      {
-        key,
-        nowMs,
-        islTokens: inputTokens,
-        sequence: this.#tracksBlocks ? sequence : noBlocks,
-        promptHashes: sequence,
-        privateBlocks: 0,
-        overlap: { device: this.#depths },
-        constraints: noConstraints,
-        settings: this.#settings,
-      },
-      this.#random,
-      this.#record,
-    );
+    const request = this.#requestOf(arrival);
+    const choice = chooseAndBook(this.#tables, request, this.#random, this.#record);
     if (choice.outcome === "chosen") return choice.slot;
     throw new TiergridError("internal_error", `replay: no worker was chosen: ${choice.code}`);
+  }
+
+  #requestOf({ key, nowMs, inputTokens, sequence, fitTargetMs }: ReplayArrival): ChoiceRequest {
+    return {
+      key,
+      nowMs,
+      islTokens: inputTokens,
+      sequence: this.#tracksBlocks ? sequence : noBlocks,
+      promptHashes: sequence,
+      privateBlocks: 0,
+      overlap: { device: this.#depths },
+      constraints: noConstraints,
+      fitTargetMs,
+      settings: this.#settings,
+    };
   }
 
   #chooseBy(policy: Policy, arrival: ReplayArrival): number {
@@ -248,15 +332,12 @@ type Mutable<Fields> = { -readonly [Name in keyof Fields]: Fields[Name] };
 
 function tablesOf(
   kind: PolicyKind,
-  { engine, seed, profile }: ReplayRouterOptions,
+  { engine, seed, profile, gpus = 1, weights }: ReplayRouterOptions,
   workerIds: readonly string[],
   load: WorkerLoad,
 ): ChoiceTables {
   const { numGpuBlocks, blockSize, maxNumBatchedTokens, workerType: role } = engine;
   const roster = new WorkerRoster();
-  for (const [slot, workerId] of workerIds.entries()) {
-    roster.set(slot, { workerId, taints: new Set(), totalKvBlocks: numGpuBlocks }, 0);
-  }
   const tables = choiceTables(roster, load);
   if (kind.type === "baseline") return tables;
   if (!kind.latency) return kind.costMode ? { ...tables, costMode: kind.costMode } : tables;
@@ -264,12 +345,16 @@ function tablesOf(
   const shape = new ShapeLatency(profile ?? engine.perf, limits, false, kind.learns ?? true);
   const book = new LatencyBook({ role, blockSize, load, random: mulberry32(seed + 2) });
   for (const slot of workerIds.keys()) book.addHolder(slot, shape);
-  return latencyChoiceTables(roster, load, { book, weights: kind.latency, gpus: 1 });
+  return latencyChoiceTables(roster, load, { book, weights: weights ?? kind.latency, gpus });
 }
 
-function settingsOf(kind: PolicyKind, engine: MockEngineConfig): ChoiceSettings {
+function settingsOf(
+  kind: PolicyKind,
+  engine: MockEngineConfig,
+  routerHerdGuard: boolean,
+): ChoiceSettings {
   const override = kind.type === "router" ? kind.override : {};
-  return choiceSettings(defaultKvRouterConfig, override, {
+  return choiceSettings({ ...defaultKvRouterConfig, routerHerdGuard }, override, {
     blockSize: engine.blockSize,
     policy: kind.type === "router" ? kind.workerPolicy : "blocks",
     decodeOnly: false,

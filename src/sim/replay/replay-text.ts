@@ -68,6 +68,8 @@ export function columnsOf({ capacity, policies, bounds }: ReplayReport): Column[
     { head: "p99.9", cell: ({ itl_ms }) => ms(itl_ms.p999) },
     { head: "imbalance", cell: (policy) => number(policy.imbalance) },
     { head: "30 s", cell: (policy) => number(policy.imbalance_30s) },
+    { head: "busiest", cell: (policy) => share(policy.busiest_worker.requests) },
+    { head: "worst 30 s", cell: (policy) => share(policy.busiest_worker.requests_30s) },
     { head: "prefill", cell: (policy) => share(policy.prefill_utilisation) },
     { head: "prediction", cell: (policy) => number(policy.ttft_prediction_error.p50) },
     { head: "rejected", cell: ({ rejected }) => String(rejected) },
@@ -94,7 +96,7 @@ function capacityNote({ capacity, targets }: ReplayReport): string[] {
 }
 
 /** Names to the left, figures to the right. */
-function aligned(cells: readonly (readonly string[])[]): string[] {
+export function aligned(cells: readonly (readonly string[])[]): string[] {
   const widths = cells[0]?.map((_, column) =>
     Math.max(...cells.map((row) => row[column]?.length ?? 0)),
   );
@@ -109,7 +111,7 @@ function aligned(cells: readonly (readonly string[])[]): string[] {
   );
 }
 
-function speedText(speed: number | null | undefined, min: number): string {
+export function speedText(speed: number | null | undefined, min: number): string {
   return speed === null || speed === undefined ? `< ${min}` : speed.toFixed(2);
 }
 
@@ -117,7 +119,7 @@ function share(value: number): string {
   return value.toFixed(3);
 }
 
-function percent(value: number): string {
+export function percent(value: number): string {
   return `${Number((value * 100).toFixed(2))} %`;
 }
 

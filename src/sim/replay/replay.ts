@@ -9,6 +9,7 @@
  * an idle engine takes all requests of one instant into its first pass.
  */
 import type { Clock } from "../../base/clock.ts";
+import type { LatencyWeights } from "../../core/latency-cost.ts";
 import type { PerfModel } from "../../core/perf-model.ts";
 import type { MockEngineConfig } from "../../worker/mock-engine-config.ts";
 import type { MockRequest } from "../../worker/mock-request.ts";
@@ -16,7 +17,7 @@ import { ArrivalHeap } from "./arrival-heap.ts";
 import type { PolicyName } from "./policy-table.ts";
 import type { PreparedTrace } from "./prepared-trace.ts";
 import { ReplayEngine } from "./replay-engine.ts";
-import { ReplayRouter } from "./replay-router.ts";
+import { type LateWorkers, type ReplayArrival, ReplayRouter } from "./replay-router.ts";
 import { ReplayRun, windowMs } from "./replay-run.ts";
 
 /** Workers with equal engines behind one local router. */
@@ -26,6 +27,20 @@ export interface ReplayPool {
   readonly policy: PolicyName;
   /** What the router believes of the engines at first; the truth when left out. */
   readonly profile?: PerfModel | undefined;
+  /** Of one worker; 1 when left out. */
+  readonly gpus?: number;
+  /** In place of the policy's weights, where it prices in milliseconds. */
+  readonly weights?: LatencyWeights | undefined;
+  /** Workers that come later, the last ones. */
+  readonly late?: LateWorkers | undefined;
+  /** As the setting `router_herd_guard`; on when left out. */
+  readonly herdGuard?: boolean | undefined;
+}
+
+/** Pool of a request, and the target that its worker there has to fit best. */
+export interface PoolPick {
+  readonly pool: number;
+  readonly fitTargetMs?: number | undefined;
 }
 
 export interface ReplayOptions {
@@ -39,14 +54,21 @@ export interface ReplayOptions {
   readonly reportPeriodMs?: number;
   /** KV events reach the router this late, in ms. */
   readonly eventDelayMs?: number;
-  /** Pool of a request; the first one when left out. */
-  readonly poolOf?: (place: number, nowMs: number) => number;
+  /** Chooses the pool of a request; the first one when left out. */
+  readonly pickPool?: (
+    place: number,
+    arrival: ReplayArrival,
+    routers: readonly ReplayRouter[],
+  ) => PoolPick;
+  /** From the choice of the pool to that of the worker, in ms. */
+  readonly pickMs?: number | undefined;
   /** Keeps what the router predicts of each request; explaining a choice takes time. */
   readonly predictions?: boolean;
   /** Takes the wall time of every decision. */
   readonly stopwatch?: Clock | undefined;
 }
 
+const firstPool: PoolPick = { pool: 0 };
 /** Workers tell their router of a stream's growth whenever it is a multiple of this. */
 const progressTokens = 64;
 
@@ -59,6 +81,8 @@ interface Loop {
   /** Place in `engines` of each pool's first one. */
   readonly firstEngine: readonly number[];
   readonly keys: readonly string[];
+  /** Pools of requests on their way there; at most one entry per request. */
+  readonly picks: Map<number, PoolPick>;
   turns: number;
   reportedAtMs: number;
 }
@@ -89,23 +113,18 @@ function startLoop(options: ReplayOptions): Loop {
   }
   const engines: ReplayEngine[] = [];
   const firstEngine: number[] = [];
-  const routers = pools.map(({ engine, workers, policy, profile }, pool) => {
-    const router = new ReplayRouter({
-      policy,
-      workers,
-      engine,
-      profile,
-      predictions,
-      seed: seed + pool,
-    });
+  const routers: ReplayRouter[] = [];
+  for (const [pool, options] of pools.entries()) {
+    const { engine, workers } = options;
+    const router = new ReplayRouter({ ...options, predictions, routers, seed: seed + pool });
     firstEngine.push(engines.length);
     for (let worker = 0; worker < workers; worker++) {
       const sharedBlocks = ({ sequenceHashes }: MockRequest, nowMs: number): number =>
         router.sharedBlocks(sequenceHashes, nowMs);
       engines.push(new ReplayEngine({ config: engine, pool, worker, sharedBlocks }));
     }
-    return router;
-  });
+    routers.push(router);
+  }
   const run = new ReplayRun(trace.count);
   const keys = Array.from({ length: trace.count }, (_, place) => String(place));
   return {
@@ -116,6 +135,7 @@ function startLoop(options: ReplayOptions): Loop {
     engines,
     firstEngine,
     keys,
+    picks: new Map(),
     turns: 0,
     reportedAtMs: Number.NEGATIVE_INFINITY,
   };
@@ -134,32 +154,39 @@ function earliest(engines: readonly ReplayEngine[]): ReplayEngine {
 function arrive(loop: Loop, place: number, nowMs: number): void {
   const { options, run, keys } = loop;
   const { trace, stopwatch } = options;
-  const pool = options.poolOf?.(place, nowMs) ?? 0;
-  const router = loop.routers[pool] as ReplayRouter;
   const key = keys[place] as string;
   const sequence = trace.sequences[place] as Uint32Array;
   const inputTokens = trace.inputTokens[place] as number;
+  const { blockSize } = trace;
   report(loop, nowMs);
   const startMs = stopwatch?.nowMs() ?? 0;
-  const arrival = { key, nowMs, inputTokens, blockSize: trace.blockSize, sequence };
-  const worker = router.choose(arrival);
+  const arrival: ReplayArrival = { key, nowMs, inputTokens, blockSize, sequence };
+  const pick = pickOf(loop, place, arrival);
+  if (!pick) return;
+  const { pool, fitTargetMs } = pick;
+  const router = loop.routers[pool] as ReplayRouter;
+  const worker = router.choose({ ...arrival, fitTargetMs });
   if (stopwatch) run.decisionMs.push(stopwatch.nowMs() - startMs);
   const engine = loop.engines[(loop.firstEngine[pool] ?? 0) + worker] as ReplayEngine;
   if (options.predictions) run.predictedMs[place] = router.predictedMs;
-  run.arrivalMs[place] = nowMs;
+  if (Number.isNaN(run.arrivalMs[place])) run.arrivalMs[place] = nowMs;
   run.pool[place] = pool;
   run.worker[place] = worker;
-  const prefillOnly = engine.core.config.workerType === "prefill";
-  run.wanted[place] = prefillOnly ? 1 : (trace.outputTokens[place] as number);
+  const { workerType } = engine.core.config;
+  const prefillOnly = workerType === "prefill";
+  // A prompt that was computed elsewhere comes with its first token.
+  const transferred = workerType === "decode";
+  const outputTokens = Math.max(trace.outputTokens[place] as number, transferred ? 2 : 1);
+  run.wanted[place] = prefillOnly ? 1 : outputTokens;
   const submitted = engine.core.submit({
     key: place,
     arrivedAtMs: nowMs,
     promptTokens: inputTokens,
-    maxOutputTokens: trace.outputTokens[place] as number,
+    maxOutputTokens: outputTokens,
     sequenceHashes: sequence,
     localHashes: sequence,
     prefillOnly,
-    transferred: false,
+    transferred,
   });
   if (typeof submitted === "string") {
     run.rejected++;
@@ -169,6 +196,22 @@ function arrive(loop: Loop, place: number, nowMs: number): void {
     engine.dueMs = nowMs;
     engine.turn = loop.turns++;
   }
+}
+
+/** Pool of a request that can go there; undefined while its choice takes its time. */
+function pickOf(loop: Loop, place: number, arrival: ReplayArrival): PoolPick | undefined {
+  const { options, routers, picks, arrivals, run } = loop;
+  const known = picks.get(place);
+  if (known) {
+    picks.delete(place);
+    return known;
+  }
+  const pick = options.pickPool?.(place, arrival, routers) ?? firstPool;
+  if (!options.pickMs) return pick;
+  picks.set(place, pick);
+  run.arrivalMs[place] = arrival.nowMs;
+  arrivals.add(place, arrival.nowMs + options.pickMs);
+  return undefined;
 }
 
 /** Engines whose last report is old enough tell their load. */
@@ -211,7 +254,7 @@ function endPass(loop: Loop, router: ReplayRouter, engine: ReplayEngine, nowMs: 
   for (const request of engine.core.endPass()) {
     const { key: place, generated } = request;
     tokens[place] = generated;
-    if (generated === 1) {
+    if (Number.isNaN(firstMs[place])) {
       firstMs[place] = nowMs;
       router.firstToken(keys[place] as string, nowMs, Math.max(0, request.cachedTokens));
     } else if (lastMs[place] === engine.passStartMs) steady++;

@@ -122,7 +122,7 @@ it("keeps pools apart: engines of their own, chosen by the caller", () => {
     { engine, workers: 2, policy: "blocks" as const },
     { engine: fast, workers: 1, policy: "least-loaded" as const },
   ];
-  const run = runOf("blocks", { pools, poolOf: (place) => place % 2 });
+  const run = runOf("blocks", { pools, pickPool: (place) => ({ pool: place % 2 }) });
   const meanTtft = (pool: number): number => {
     const places = [...run.pool.keys()].filter((place) => run.pool[place] === pool);
     const sum = places.reduce(

@@ -16,7 +16,7 @@ import { type CancelTimer, type Clock, every } from "../base/clock.ts";
 import type { TiergridError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
 import { type PoolConfig, type RolePools, rolePools } from "../config/pool-config.ts";
-import { failed, failureShare, mayTry, succeeded, tried } from "../core/circuit.ts";
+import { failed, mayTry, succeeded, tried } from "../core/circuit.ts";
 import { addSample } from "../core/decayed-mean.ts";
 import type { PoolState } from "../core/pool-choice.ts";
 import type { Role } from "../core/sla-grid.ts";
@@ -77,8 +77,8 @@ export interface ActiveConfig {
   readonly roles: ReadonlyMap<Role, ActiveRole>;
 }
 
-/** A pool as `pool_info` and `explain` show it. */
-export interface PoolView extends VitalsView {
+/** A pool as `explain` shows it, and `pool_info` with its vitals. */
+export interface PoolView {
   readonly index: number;
   readonly namespace: string;
   readonly priority: number;
@@ -251,9 +251,8 @@ export class PoolHealth {
     this.#options.table.inhibit(inst, cause);
   }
 
-  /** Share of the pool's recent attempts that failed; null without any. */
-  errorRateOf({ vitals }: LivePool): number | null {
-    return failureShare(vitals.circuit, this.#options.clock.nowMs());
+  vitalsOf({ vitals }: LivePool): VitalsView {
+    return vitalsView(vitals, this.#options.clock.nowMs());
   }
 
   view(
@@ -273,7 +272,6 @@ export class PoolHealth {
       inflight: inFlightOf(pool),
       held_until_ms: pool.heldUntilMs > nowMs ? Math.ceil(pool.heldUntilMs - nowMs) : null,
       last_error: pool.lastError,
-      ...vitalsView(pool.vitals, nowMs),
     };
   }
 

@@ -231,7 +231,7 @@ function collectPool(metrics: GlobalMetrics, health: PoolHealth, live: LivePool)
   metrics.gauge("tiergrid_pool_workers", labels).set(workersOf(live));
   metrics.gauge("tiergrid_pool_routers", labels).set(live.routers.length);
   metrics.gauge("tiergrid_pool_inflight", labels).set(inFlightOf(live));
-  metrics.gauge("tiergrid_pool_error_ratio", labels).set(health.errorRateOf(live) ?? 0);
+  metrics.gauge("tiergrid_pool_error_ratio", labels).set(health.vitalsOf(live).error_rate ?? 0);
 }
 
 /** Header names are many and alike; one label value stands for all. */

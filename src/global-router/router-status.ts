@@ -7,6 +7,7 @@ import type { InstanceCard } from "../runtime/instance-card.ts";
 import type { GridControl, LastReload } from "./grid-control.ts";
 import { viewsOf } from "./pool-decision.ts";
 import { type ActiveConfig, type PoolHealth, type PoolView, workersOf } from "./pool-health.ts";
+import type { VitalsView } from "./pool-vitals.ts";
 
 /** The settings a status depends on. */
 export interface StatusSettings {
@@ -35,6 +36,8 @@ export interface StatusSource {
   readonly state: RouterState;
 }
 
+export type PoolReport = PoolView & VitalsView;
+
 /** The answer of `pool_info`. */
 export interface PoolInfo {
   readonly model_name: string;
@@ -49,7 +52,7 @@ export interface PoolInfo {
   };
   /** Failed attempts that may be made again at this moment. */
   readonly retries_left: number;
-  readonly roles: Readonly<Record<string, { readonly pools: readonly PoolView[] }>>;
+  readonly roles: Readonly<Record<string, { readonly pools: readonly PoolReport[] }>>;
 }
 
 /** Every pool with its state, in one list. */
@@ -132,7 +135,11 @@ export function healthOf(source: StatusSource): Health {
 export function poolInfo({ options, health, grids, budget }: StatusSource): PoolInfo {
   const { inForce, trial } = grids.versions;
   const { config, roles } = inForce.active;
-  const views = [...roles.values()].map((role) => [role.role, { pools: viewsOf(role, health) }]);
+  const reports = [...roles.values()].map((role) => {
+    const vitals = role.live.map((pool) => health.vitalsOf(pool));
+    const pools = viewsOf(role, health).map((view, index) => ({ ...view, ...vitals[index] }));
+    return [role.role, { pools }];
+  });
   return {
     model_name: options.model,
     mode: config.mode,
@@ -145,6 +152,6 @@ export function poolInfo({ options, health, grids, budget }: StatusSource): Pool
       canary: trial ? { version: trial.kept.version, percent: trial.percent } : null,
     },
     retries_left: retriesLeft(budget, options.clock.nowMs()),
-    roles: Object.fromEntries(views),
+    roles: Object.fromEntries(reports),
   };
 }

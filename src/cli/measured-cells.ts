@@ -33,7 +33,7 @@ export async function measuredCells(
     throw new TiergridError("config_invalid", "expected one of --cells, --nats and --replay");
   }
   if (cells !== null) return await readCellsFile(cells);
-  if (nats !== null) return await askCells({ ...options, nats });
+  if (nats !== null) return await askCells(config.version, { ...options, nats });
   return await replayFile(config, options);
 }
 
@@ -48,11 +48,12 @@ async function readFile(flag: string, path: string): Promise<unknown> {
   throw new TiergridError("config_invalid", `${flag}: ${formatFault(parsed.fault)}`);
 }
 
-/** What the global router of the namespace has measured since it started or was told to forget. */
+/** What the global router of the namespace has measured under `version`, or under what it runs. */
 async function askCells(
+  version: string,
   options: GridCalibrateOptions & { readonly nats: string },
 ): Promise<MeasuredCells> {
-  const { namespace, componentName: component } = options;
+  const { namespace, componentName: component, anyVersion } = options;
   const access = natsServers(options.nats);
   const clock = realClock;
   const bus = await connectNatsBus({
@@ -64,9 +65,12 @@ async function askCells(
   });
   try {
     const subject = endpointSubject({ namespace, component, endpoint: "cells" });
-    const question = new TextEncoder().encode("{}");
+    const question = new TextEncoder().encode(JSON.stringify(anyVersion ? {} : { version }));
     const reply = await bus.request(subject, question, { timeoutMs: answerTimeoutMs });
-    return readMeasuredCells(JSON.parse(new TextDecoder().decode(reply.payload)));
+    const answer: unknown = JSON.parse(new TextDecoder().decode(reply.payload));
+    const refused = isFileObject(answer) ? answer["error"] : undefined;
+    if (!isFileObject(refused)) return readMeasuredCells(answer);
+    throw new TiergridError("not_found", `the global router: ${String(refused["message"])}`);
   } finally {
     await bus.close();
   }

@@ -37,7 +37,10 @@ export interface GridPair {
 /** Edges closer than this share of their value are one edge. */
 const edgeTolerance = 1e-9;
 
-/** Regions whose pool changes, priority rules aside, in the order of the first axis, then the next. */
+/**
+ * Regions whose pool changes, priority rules aside, in the order of the first axis, then the next;
+ * neighbours with the same change are one region.
+ */
 export function changedRegions({ before, after, isSame }: GridPair): ChangedRegion[] {
   const names = [...new Set([...before.axes, ...after.axes].map(({ name }) => name))];
   let regions: RegionSide[][] = [[]];
@@ -45,12 +48,13 @@ export function changedRegions({ before, after, isSame }: GridPair): ChangedRegi
     const sides = sidesOf(axis, [before, after]);
     regions = regions.flatMap((outer) => sides.map((side) => [...outer, side]));
   }
-  return regions.flatMap((sides) => {
+  const changed = regions.flatMap((sides) => {
     const query = queryInside(sides);
     const from = selectPool(before, query).gridPool;
     const to = selectPool(after, query).gridPool;
     return isSame(from, to) ? [] : [{ sides, from, to }];
   });
+  return names.reduceRight(mergedAlong, changed);
 }
 
 /** Requests whose pool changes, priority rules included; the largest move first. */
@@ -70,6 +74,28 @@ export function movedTraffic(
     moves.set(key, move);
   }
   return [...moves.values()].sort((a, b) => b.requests - a.requests);
+}
+
+/** Joins regions that differ only in `axis` and touch there; the order of the first ones stays. */
+function mergedAlong(regions: readonly ChangedRegion[], axis: AxisName): ChangedRegion[] {
+  const lines = new Map<string, ChangedRegion[]>();
+  for (const region of regions) {
+    const { sides, from, to } = region;
+    const others = sides.filter((side) => side.axis !== axis);
+    const key = JSON.stringify([others, from, to]);
+    const line = lines.get(key) ?? [];
+    const last = line.at(-1);
+    const high = last?.sides.find((side) => side.axis === axis)?.high ?? null;
+    const own = sides.find((side) => side.axis === axis);
+    if (last && own && own.low !== null && own.low === high) {
+      const joined = last.sides.map((side) =>
+        side.axis === axis ? { ...side, high: own.high } : side,
+      );
+      line[line.length - 1] = { ...last, sides: joined };
+    } else line.push(region);
+    lines.set(key, line);
+  }
+  return [...lines.values()].flat();
 }
 
 /** Intervals of one axis, cut at the inner edges of every grid that has it. */

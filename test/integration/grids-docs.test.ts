@@ -90,4 +90,7 @@ it("tries a built grid on a share of the requests, promotes it, goes back, and m
   const calibrated = tiergrid(line.split(" ").slice(1));
   expect(await calibrated.ended()).toBe(0);
   expect(calibrated.stdout()).toContain("prefill: 0 of 21 cells change");
+  const other = tiergrid(line.replace("pool-configs/demo.json", built).split(" ").slice(1));
+  expect(await other.ended()).toBe(1);
+  expect(other.stderr()).toContain(`version ${trial} gets no requests`);
 }, 90_000);

@@ -1,3 +1,5 @@
+import { readFileSync } from "node:fs";
+import { Ajv2020 } from "ajv/dist/2020.js";
 import { expect, it } from "vitest";
 import type { ConfigFault } from "../../src/config/config-fault.ts";
 import { checkPoolConfig } from "../../src/config/load-pool-config.ts";
@@ -291,3 +293,36 @@ it("warns about settings that cannot act, and about pools that nothing reaches",
     ["/prefill_pool_metadata", "unused-field"],
   ]);
 });
+
+it("describes every key of the schema, with examples and defaults that are valid themselves", () => {
+  const schema = JSON.parse(
+    readFileSync(new URL("../../schemas/pool-config.schema.json", import.meta.url), "utf8"),
+  ) as { $id: string; $defs: Record<string, SchemaPart> };
+  const ajv = new Ajv2020({ strict: true, strictRequired: false });
+  ajv.addSchema(schema);
+  let checked = 0;
+  const visit = (part: SchemaPart, pointer: string): void => {
+    const values = [...(part.examples ?? []), ...("default" in part ? [part.default] : [])];
+    for (const value of values) {
+      checked++;
+      expect(ajv.validate(`${schema.$id}#${pointer}`, value), pointer).toBe(true);
+    }
+    for (const [key, child] of Object.entries(part.properties ?? {})) {
+      if (child === true || key === "$schema") continue;
+      const referred = child.$ref ? schema.$defs[child.$ref.slice("#/$defs/".length)] : child;
+      const described = child.description ?? referred?.description ?? "";
+      if (!key.endsWith("_selection_strategy")) expect(described, `${pointer} ${key}`).not.toBe("");
+      visit(child, `${pointer}/properties/${key}`);
+    }
+  };
+  for (const [name, part] of Object.entries(schema.$defs)) visit(part, `/$defs/${name}`);
+  expect(checked).toBeGreaterThan(20);
+});
+
+interface SchemaPart {
+  readonly description?: string;
+  readonly examples?: readonly unknown[];
+  readonly default?: unknown;
+  readonly $ref?: string;
+  readonly properties?: Readonly<Record<string, SchemaPart | true>>;
+}

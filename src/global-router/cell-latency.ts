@@ -32,7 +32,7 @@ export interface CellSample {
   readonly measuredMs: number;
   readonly targetMs: number;
   /** What the pool had quoted, if it was asked. */
-  readonly predictedMs: number | undefined;
+  readonly predictedMs?: number | undefined;
   /** True when the request, not a default, named the target. */
   readonly explicit: boolean;
 }

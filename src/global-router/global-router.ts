@@ -95,8 +95,6 @@ export interface GlobalRouter {
   explainKept(decisionId: string): Promise<object>;
   /** Takes another config, answers operators; requests under way keep the config they have. */
   readonly grids: GridControl;
-  /** `grids.offer` of a file without warnings. */
-  reload(config: PoolConfig): "applied" | "unchanged";
   /** Refuses new requests; resolves when none is being placed, or at `graceMs`. */
   drain(graceMs: number): Promise<void>;
   close(): Promise<void>;
@@ -160,7 +158,6 @@ export function startGlobalRouter(options: GlobalRouterOptions): GlobalRouter {
     explain: endpoints.explain,
     explainKept: endpoints.explainKept,
     grids,
-    reload: (next) => grids.offer(next, 0, "file"),
     drain: async (graceMs) => {
       state.draining = true;
       announcer.beatNow();

@@ -213,8 +213,9 @@ export function collectGlobal(options: {
     cancelled.follow(dispatcher.totals.cancelled);
     inFlight.set(dispatcher.entries.size);
     uptime.set((clock.nowMs() - startedMs) / 1000);
-    for (const { role, live } of active().roles.values()) {
-      const booked = live.reduce((sum, pool) => sum + inFlightOf(pool), 0);
+    for (const role of active().roles.keys()) {
+      const pools = health.pools.filter((pool) => pool.role === role);
+      const booked = pools.reduce((sum, pool) => sum + inFlightOf(pool), 0);
       metrics.gauge("tiergrid_bookings_active", { role }).set(booked);
     }
     for (const pool of health.pools) collectPool(metrics, health, pool);

@@ -12,10 +12,19 @@ const inputFlags = {
   synth: {
     flag: "synth",
     type: "choice",
-    choices: ["toolagent", "toolagent-ci", "demo"],
+    choices: [
+      "toolagent",
+      "toolagent-ci",
+      "demo",
+      "herd-identical",
+      "herd-system-prompt",
+      "herd-all-miss",
+      "herd-huge-prompt",
+      "herd-long-answers",
+    ],
     default: null,
     group: "Trace",
-    help: "Preset of a generated trace, made from --seed, instead of a file.",
+    help: "Generated trace, made from --seed, instead of a file; herd-… tempt to pile up requests.",
   },
   requests: {
     flag: "requests",
@@ -74,6 +83,15 @@ const inputFlags = {
 } as const satisfies FlagTable;
 
 const poolFlags = {
+  pools: {
+    flag: "pools",
+    type: "string",
+    default: null,
+    group: "Pool",
+    help:
+      "File with layouts of pools, request classes and choices between the pools to compare; stands " +
+      "in for the other flags of pools, --policies, --forms, --classes and targets.",
+  },
   workers: {
     flag: "workers",
     type: "integer",
@@ -123,6 +141,31 @@ const poolFlags = {
     default: null,
     group: "Pool",
     help: "File with the perf_model that latency policies believe at first; default the engine's.",
+  },
+  lateWorkers: {
+    flag: "late-workers",
+    type: "integer",
+    min: 0,
+    max: 1023,
+    default: 0,
+    group: "Pool",
+    help: "So many of the workers join during the run, empty.",
+  },
+  joinMs: {
+    flag: "join-ms",
+    type: "number",
+    min: 0,
+    max: 86_400_000,
+    default: 45_000,
+    group: "Pool",
+    help: "When late workers join.",
+  },
+  herdGuard: {
+    flag: "herd-guard",
+    type: "boolean",
+    default: true,
+    group: "Pool",
+    help: "Own policies spare workers that have far more than the others.",
   },
   reportPeriodMs: {
     flag: "report-period-ms",
@@ -291,6 +334,10 @@ export const replayCommand: Command<typeof replayFlags> = {
     {
       does: "every policy on a generated trace",
       line: "tiergrid replay --synth toolagent-ci --speed 4",
+    },
+    {
+      does: "choices between pools of different engines, on equal GPUs",
+      line: "tiergrid replay --trace FILE --pools pool-configs/replay/prefill-32-gpus.json --capacity",
     },
     {
       does: "capacities from a recorded trace, for programs",

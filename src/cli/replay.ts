@@ -6,6 +6,7 @@ import { TiergridError } from "../base/errors.ts";
 import type { Given } from "../base/flags.ts";
 import { didYouMean } from "../base/nearest-name.ts";
 import { mulberry32 } from "../base/random.ts";
+import { type AdversarialTrace, adversarialTraces, isAdversarial } from "../sim/adversarial.ts";
 import { readSloClasses, type SloForm } from "../sim/attainment.ts";
 import { prefixDefaults, withSharedPrefixes } from "../sim/azure-trace.ts";
 import type { TraceRequest } from "../sim/mooncake-trace.ts";
@@ -19,11 +20,13 @@ import { replayHtml } from "../sim/replay/replay-html.ts";
 import { type JobWatch, runPlan } from "../sim/replay/replay-jobs.ts";
 import type { CapacityPlan, ReplayPlan } from "../sim/replay/replay-plan.ts";
 import { type ReplayReport, reportOf } from "../sim/replay/replay-report.ts";
+import type { LateWorkers } from "../sim/replay/replay-router.ts";
 import { replayText } from "../sim/replay/replay-text.ts";
 import { resampleTrace } from "../sim/trace-resample.ts";
 import { type SynthesisPreset, synthesisPresets, synthesizeTrace } from "../sim/trace-synth.ts";
 import { isAzureFile, readTraceFile, recordedBatchMs } from "../sim/workload.ts";
 import type { ReplayFlagOptions, replayFlags } from "./flags-replay.ts";
+import { runPools } from "./replay-pools.ts";
 
 const curveDefault = 8;
 const jsonFileBytesMax = 1024 * 1024;
@@ -33,6 +36,16 @@ export async function run(
   { options }: Given<typeof replayFlags>,
   print: (text: string) => void,
 ): Promise<number> {
+  if (options.pools !== null) {
+    const inputs = {
+      path: options.pools,
+      requests: await requestsOf(options),
+      traceName: nameOf(options),
+      curveSpeeds: curveSpeedsOf(options),
+      search: options.capacity ? capacityOf(options).search : undefined,
+    };
+    return runPools(options, inputs, print);
+  }
   const plan = await planOf(options);
   const found = await runPlan(plan, options.jobs, progress(plan));
   const report = reportOf(plan, nameOf(options), found);
@@ -48,7 +61,6 @@ function textOf(options: ReplayFlagOptions, report: ReplayReport): string {
 async function planOf(options: ReplayFlagOptions): Promise<ReplayPlan> {
   const { seed, workers, speed } = options;
   const requests = await requestsOf(options);
-  const wantsCurve = options.capacity || options.html !== null;
   const policies = policiesOf(options.policies);
   return {
     requests,
@@ -56,6 +68,8 @@ async function planOf(options: ReplayFlagOptions): Promise<ReplayPlan> {
     profile:
       options.profile === null ? undefined : await readJsonFile("--profile", options.profile),
     workers,
+    late: lateOf(options),
+    herdGuard: options.herdGuard,
     policies,
     seed,
     spreadMs: options.spreadMs ?? recordedBatchMs(requests),
@@ -64,7 +78,7 @@ async function planOf(options: ReplayFlagOptions): Promise<ReplayPlan> {
     prefillTtftMs: options.prefillTtftMs,
     classes: options.classes === null ? [] : readSloClasses(options.classes),
     capacity: options.capacity ? capacityOf(options) : undefined,
-    curveSpeeds: speedsOf(options, options.curve ?? (wantsCurve ? curveDefault : 0)),
+    curveSpeeds: curveSpeedsOf(options),
     reportPeriodMs: options.reportPeriodMs,
     eventDelayMs: options.eventDelayMs,
     timings: options.timings,
@@ -91,7 +105,18 @@ async function recordedRequests({
     throw new TiergridError("config_invalid", "expected either --trace or --synth");
   }
   if (trace !== null) return await readTraceFile(trace);
-  return synthesizeTrace({ ...synthesisPresets[synth as SynthesisPreset], seed });
+  return generatedTrace(synth as SynthesisPreset | AdversarialTrace, seed);
+}
+
+function generatedTrace(name: SynthesisPreset | AdversarialTrace, seed: number): TraceRequest[] {
+  if (isAdversarial(name)) return adversarialTraces[name](seed);
+  return synthesizeTrace({ ...synthesisPresets[name], seed });
+}
+
+function lateOf({ workers, lateWorkers: count, joinMs }: ReplayFlagOptions): LateWorkers {
+  if (count < workers) return { count, joinMs };
+  const message = `--late-workers: expected fewer than the ${workers} workers, got ${count}`;
+  throw new TiergridError("config_invalid", message);
 }
 
 /** `all` is every policy and the bound of a shared cache. */
@@ -127,6 +152,11 @@ function formsOf({ forms: text, classes }: ReplayFlagOptions): SloForm[] {
   }
   const given = [...new Set(forms)] as SloForm[];
   return classes === null ? given : [...given, "scaled"];
+}
+
+function curveSpeedsOf(options: ReplayFlagOptions): number[] {
+  const wantsCurve = options.capacity || options.html !== null;
+  return speedsOf(options, options.curve ?? (wantsCurve ? curveDefault : 0));
 }
 
 function speedsOf({ speedMin, speedMax }: ReplayFlagOptions, count: number): number[] {

@@ -27,14 +27,22 @@ export function replayHtml(report: ReplayReport): string {
     `${trace.requests} requests on ${pool.workers} workers of ${pool.blocks} × ` +
     `${pool.block_size} tokens; table at ${speed} × the trace's rate; seed ${seed}; targets ` +
     `TTFT ${targets.ttft_ms} ms, ${targets.tpot_ms} ms per token`;
-  return `<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>${escaped(title)}</title>
-<style>${style}</style></head><body>
-<h1>${escaped(title)}</h1><p>${escaped(facts)}</p>
+  return htmlPage(
+    title,
+    `<p>${escaped(facts)}</p>
 ${curveChart(report, "deadline", "Requests within the deadline, by load")}
 ${curveChart(report, "pair", "Requests within TTFT and time per token, by load")}
 ${capacityChart(report)}
-${table(report)}
+${table(report)}`,
+  );
+}
+
+/** A page of `body` under its title. */
+export function htmlPage(title: string, body: string): string {
+  return `<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>${escaped(title)}</title>
+<style>${style}</style></head><body>
+<h1>${escaped(title)}</h1>${body}
 </body></html>
 `;
 }
@@ -47,23 +55,31 @@ const style =
 
 function curveChart(report: ReplayReport, form: "pair" | "deadline", caption: string): string {
   const rows = rowsOf(report).filter(([, { curve }]) => curve.length > 1);
-  if (rows.length === 0) return "";
-  const series = rows.map(([name, { curve }], place) => ({
+  const series = rows.map(([name, { curve }]) => ({
     name,
-    colour: colourOf(place, rows.length),
     points: curve.map((point: CurvePoint) => ({ x: point.speed, y: point[form] })),
   }));
+  return lineChart(caption, series, report.capacity?.share);
+}
+
+/** Shares in 0.5..1 over a load, with a dashed line at `goal`; nothing without series. */
+export function lineChart(
+  caption: string,
+  named: readonly Omit<Series, "colour">[],
+  goal: number | undefined,
+): string {
+  if (named.length === 0) return "";
+  const series = named.map((each, place) => ({ ...each, colour: colourOf(place, named.length) }));
   const points = series.flatMap((each) => each.points);
   const box = {
     xMin: Math.min(...points.map(({ x }) => x)),
     xMax: Math.max(...points.map(({ x }) => x)),
     yMin: 0.5,
   };
-  const share = report.capacity?.share;
-  const goal = share === undefined ? "" : goalLine(box, share);
+  const dashes = goal === undefined ? "" : goalLine(box, goal);
   return figure(
     caption,
-    `${axes(box)}${goal}${series.map((each) => line(box, each)).join("")}
+    `${axes(box)}${dashes}${series.map((each) => line(box, each)).join("")}
 ${legend(series)}`,
   );
 }
@@ -132,7 +148,7 @@ function capacityChart(report: ReplayReport): string {
   );
 }
 
-function barOf(
+export function barOf(
   x: number,
   y: number,
   scale: number,
@@ -153,7 +169,7 @@ function table(report: ReplayReport): string {
   return `<table><tr><th>policy</th>${head}</tr>\n${rows.join("\n")}</table>`;
 }
 
-function figure(caption: string, content: string, tall: number = height): string {
+export function figure(caption: string, content: string, tall: number = height): string {
   return `<figure><figcaption>${escaped(caption)}</figcaption>
 <svg viewBox="0 0 ${width} ${tidy(tall)}" width="${width}" role="img"
  aria-label="${escaped(caption)}">
@@ -176,10 +192,10 @@ function colourOf(place: number, count: number): string {
   return `hsl(${Math.round((360 * place) / count)} 65% ${place % 2 === 0 ? 45 : 32}%)`;
 }
 
-function tidy(value: number): number {
+export function tidy(value: number): number {
   return Math.round(value * 100) / 100;
 }
 
-function escaped(text: string): string {
+export function escaped(text: string): string {
   return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll('"', "&quot;");
 }

@@ -3,6 +3,7 @@ import type { Role } from "../core/sla-grid.ts";
 import type { Json, JsonObject, PoolConfig } from "./pool-config.ts";
 import {
   type FileObject,
+  fallbacksKey,
   isFileObject,
   mappingKey,
   rolesOf,
@@ -12,7 +13,10 @@ import { modeOf } from "./pool-config-schema.ts";
 
 const lineCharsMax = 90;
 
-/** The file with the mapping of every strategy replaced by what `mappingOf` answers. */
+/**
+ * The file with the mapping of every strategy replaced by what `mappingOf` answers. A cell's new pool
+ * leaves the cell's list of fallbacks.
+ */
 export function withMappings(
   file: FileObject,
   mappingOf: (strategy: FileObject, role: Role) => unknown,
@@ -21,9 +25,18 @@ export function withMappings(
     const strategy = file[strategyKey(role)];
     if (!isFileObject(strategy)) return [];
     const mapping = mappingOf(strategy, role);
-    return [[strategyKey(role), { ...strategy, [mappingKey(role)]: mapping }]];
+    const key = fallbacksKey(role);
+    const fallbacks = Object.hasOwn(strategy, key) && { [key]: without(strategy[key], mapping) };
+    return [[strategyKey(role), { ...strategy, [mappingKey(role)]: mapping, ...fallbacks }]];
   });
   return { ...file, ...Object.fromEntries(strategies) };
+}
+
+/** Lists nested like `mapping`, without its pool in each; another shape is the loader's to refuse. */
+function without(fallbacks: unknown, mapping: unknown): unknown {
+  if (!Array.isArray(fallbacks)) return fallbacks;
+  if (!Array.isArray(mapping)) return fallbacks.filter((pool) => pool !== mapping);
+  return fallbacks.map((inner, at) => without(inner, mapping[at]));
 }
 
 /**

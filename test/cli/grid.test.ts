@@ -101,6 +101,47 @@ function withoutSchema(text: string): object {
   return config;
 }
 
+it("builds the three levels of an agg grid, and keeps fallbacks that still make sense", async () => {
+  const linear = (base_ms: number, per_token_ms: number) => ({
+    ...{ type: "linear", base_ms, per_token_ms },
+  });
+  const pool = (namespace: string, cost: number, slope: number) => ({
+    ...{ namespace, cost, ttft: linear(20, slope), itl: linear(8, slope / 100) },
+  });
+  const path = fileOf("agg-curves.json", {
+    agg: [pool("agg-short", 3, 0.01), pool("agg-standard", 1, 0.05), pool("agg-long", 2, 0.03)],
+  });
+  const { code, printed } = await run(
+    `grid build pool-configs/agg-3d.yaml --curves ${path} --json`,
+  );
+  expect(code).toBe(0);
+  const { config, report } = JSON.parse(printed);
+  const mapping = config.agg_pool_selection_strategy.agg_pool_mapping as number[][][];
+  // At 16,384 tokens TTFT is 184, 839, 512 ms for 200, 1200, 2200 ms; ITL 10, 16, 13 for 10, 50 ms.
+  expect(mapping[0]).toEqual([
+    [0, 0],
+    [0, 1],
+    [0, 1],
+  ]);
+  expect(report[0].cells).toHaveLength(12);
+  expect(report[0].cells[3]).toMatchObject({ cell: "0.1.1", pool: "agg-standard", met: true });
+
+  const withFallbacks = demoFile();
+  const lists = new Array(7).fill([[1], [1], [0]]);
+  const strategy = {
+    ...strategyOf(withFallbacks),
+    prefill_pool_fallbacks: lists,
+    prefill_pool_mapping: new Array(7).fill([0, 0, 1]),
+  };
+  withFallbacks["prefill_pool_selection_strategy"] = strategy;
+  const template = fileOf("fallbacks.json", withFallbacks);
+  const built = await run(`grid build ${template} --curves ${curves} --json`);
+  expect(built).toMatchObject({ code: 0, complaints: "" });
+  const own = JSON.parse(built.printed).config.prefill_pool_selection_strategy;
+  expect(own.prefill_pool_mapping[0]).toEqual([0, 1, 1]);
+  expect(own.prefill_pool_fallbacks[0]).toEqual([[1], [], [0]]);
+});
+
 it("reports every fault of the template before it builds", async () => {
   const template = demoFile();
   strategyOf(template)["isl_resolution"] = 0;

@@ -6,7 +6,7 @@ it("reads what a global router answers of its cells", () => {
   const book = new CellBook(0);
   const place = { role: "agg", pool: "fast", cell: "1.0" } as const;
   for (let at = 1; at <= 100; at++) {
-    const sample = { measuredMs: at, targetMs: 50, explicit: true };
+    const sample = { measuredMs: at, targetMs: 50, predictedMs: undefined, explicit: true };
     book.add(place, { ...sample, target: "ttft" }, at);
     // Shorter than the first bucket of the router's histogram.
     book.add(place, { ...sample, target: "itl", measuredMs: 0 }, at);

@@ -3,6 +3,7 @@
  * stale, i.e. the pools of a cell are not what they were when the grid came into use.
  */
 import type { DriftState } from "../core/drift-detector.ts";
+import type { Role } from "../core/sla-grid.ts";
 import type { Log } from "../runtime/log.ts";
 import { attainmentOf, type CellBook, type CellSeries, recentOf } from "./cell-latency.ts";
 import type { GlobalMetrics } from "./router-metrics.ts";
@@ -23,17 +24,23 @@ export function tellDrift(
   else log.info("grid holds again in a cell", { ...fields, ...measured });
 }
 
-/** Copies a book to the gauges; `isNew` when it is another one than at the last scrape. */
-export function collectCells(
-  metrics: GlobalMetrics,
-  book: CellBook,
-  { nowMs, isNew }: { readonly nowMs: number; readonly isNew: boolean },
-): void {
+export interface CellScrape {
+  readonly nowMs: number;
+  /** True when it is another book than at the last scrape. */
+  readonly isNew: boolean;
+  /** False for a role whose cells are too many to be told apart in labels. */
+  readonly isLabelled: (role: Role) => boolean;
+}
+
+/** Copies a book to the gauges. */
+export function collectCells(metrics: GlobalMetrics, book: CellBook, scrape: CellScrape): void {
+  const { nowMs, isNew, isLabelled } = scrape;
   if (isNew) for (const name of cellFamilies) metrics.remove(name, {});
   const stale = new Map<string, { series: CellSeries; stale: boolean }>();
   const met = new Map<string, { series: CellSeries; met: number; missed: number }>();
   for (const series of book.series) {
     const { role, cell, pool, target } = series;
+    if (!isLabelled(role)) continue;
     const recent = recentOf(series, nowMs);
     collectQuantiles(metrics, series, recent.latencies);
     const place = `${role} ${cell} ${pool}`;

@@ -14,6 +14,7 @@ import type { Clock } from "../base/clock.ts";
 import { TiergridError } from "../base/errors.ts";
 import type { ConfigFault } from "../config/config-fault.ts";
 import type { PoolConfig } from "../config/pool-config.ts";
+import type { Role } from "../core/sla-grid.ts";
 import type { Log } from "../runtime/log.ts";
 import { type CellBook, cellsOf, type RoleCells } from "./cell-latency.ts";
 import { collectCells } from "./drift.ts";
@@ -25,7 +26,7 @@ import {
   type VersionTally,
 } from "./grid-versions.ts";
 import type { ActiveConfig, PoolHealth } from "./pool-health.ts";
-import { declarePools, type GlobalMetrics } from "./router-metrics.ts";
+import { cellLabelsMax, declarePools, type GlobalMetrics } from "./router-metrics.ts";
 
 /** Faults of a rejected file that are shown; the log has all. */
 export const shownFaultsMax = 100;
@@ -266,8 +267,10 @@ function collectGrids({ metrics, versions, clock }: Control): void {
     for (const version of shown) if (!versions.find(version)) removeVersion(metrics, version);
     shown = versions.versions.map(({ version }) => version);
     for (const { version, tally } of versions.versions) countTally(metrics, version, tally);
-    const { cells: present } = versions.inForce;
-    collectCells(metrics, present, { nowMs: clock.nowMs(), isNew: present !== book });
+    const { cells: present, active } = versions.inForce;
+    const isLabelled = (role: Role): boolean =>
+      (active.roles.get(role)?.grid.poolOfCell.length ?? 0) <= cellLabelsMax;
+    collectCells(metrics, present, { nowMs: clock.nowMs(), isNew: present !== book, isLabelled });
     book = present;
   });
 }

@@ -210,6 +210,25 @@ it("shows recent quantiles and attainment from 20 requests on, until the window 
   expect(await rig.metrics.text()).not.toContain(ratio);
 });
 
+it("labels the cells of a grid of 400, and not those of a larger one", async () => {
+  const cells = (rows: number) => ({
+    agg_pool_selection_strategy: {
+      ttft_resolution: rows,
+      itl_resolution: 20,
+      agg_pool_mapping: Array(rows).fill(Array(20).fill(0)),
+    },
+  });
+  for (const [rows, shown] of [
+    [20, true],
+    [21, false],
+  ] as const) {
+    const rig = await gridRig(aggConfig(cells(rows)));
+    for (let at = 0; at < 20; at++) await serve(rig, { ttftMs: 1000, itlMs: 50 });
+    expect((await rig.metrics.text()).includes("tiergrid_cell_latency_seconds{")).toBe(shown);
+    expect(rig.grids.cells({}).roles[0]?.cells[0]?.count).toBe(20);
+  }
+});
+
 it("marks a cell stale while its pool is slow, says so once, and starts anew with another grid", async () => {
   const rig = await gridRig();
   const stale = () => metric(rig, 'tiergrid_grid_stale{role="agg",cell="1.1",pool="slow"}');

@@ -10,6 +10,13 @@ export interface BenchRow {
   readonly note?: string;
 }
 
+export interface BenchOptions {
+  readonly quick: boolean;
+  readonly seed: number;
+  /** Groups of rows to measure; undefined for all. */
+  readonly groups: readonly string[] | undefined;
+}
+
 export interface Pair {
   readonly baseline: number;
   readonly ours: number;

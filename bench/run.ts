@@ -4,6 +4,7 @@
  *   npm run bench                     every bench, full size
  *   npm run bench -- hash index       only these
  *   npm run bench -- --quick --json   small sizes, JSON on stdout
+ *   npm run bench -- stream --rows share,first   only these groups of rows; `stream` has groups
  *   npm run bench:index -- --json     one bench; its figures, one line of JSON
  *
  * Each row sets our code against a baseline that ships in `bench/`, both in the same run; only the
@@ -11,7 +12,7 @@
  */
 import { arch, cpus, loadavg } from "node:os";
 import { parseArgs } from "node:util";
-import type { BenchRow } from "./bench-row.ts";
+import type { BenchOptions, BenchRow } from "./bench-row.ts";
 
 const benches = {
   hash: () => import("./hash-bench.ts"),
@@ -22,7 +23,7 @@ const benches = {
 } as const;
 
 interface Bench {
-  run(options: { quick: boolean; seed: number }): Promise<BenchRow[]>;
+  run(options: BenchOptions): Promise<BenchRow[]>;
   /** The rows' figures under the names that `bench:<name> --json` prints. */
   figures?(rows: readonly BenchRow[]): object;
 }
@@ -36,6 +37,7 @@ async function main(): Promise<void> {
       quick: { type: "boolean", default: false },
       json: { type: "boolean", default: false },
       seed: { type: "string", default: "1" },
+      rows: { type: "string", default: "" },
       figures: { type: "boolean", default: false },
     },
   });
@@ -51,7 +53,8 @@ async function main(): Promise<void> {
     console.error(`${name} …`);
     const bench: Bench = await benches[name]();
     summary = bench.figures ?? summary;
-    rows.push(...(await bench.run({ quick: values.quick, seed: Number(values.seed) })));
+    const groups = values.rows === "" ? undefined : values.rows.split(",");
+    rows.push(...(await bench.run({ quick: values.quick, seed: Number(values.seed), groups })));
   }
   const machine = {
     node: process.version,

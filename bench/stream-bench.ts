@@ -13,7 +13,7 @@ import { promisify } from "node:util";
 import { realClock, sleep } from "../src/base/clock.ts";
 import { findNatsServer } from "../src/runtime/find-nats-server.ts";
 import { type NatsServer, startNatsServer } from "../src/runtime/nats-server.ts";
-import { type BenchRow, median, quantile } from "./bench-row.ts";
+import { type BenchOptions, type BenchRow, median, quantile } from "./bench-row.ts";
 import { type ClientMode, type Counted, type Go, pacedStepMs } from "./stream-bench-go.ts";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
@@ -58,73 +58,125 @@ const roles: readonly (readonly [name: string, role: string, next?: string])[] =
   ["client", "client"],
 ];
 
-export async function run(options: { quick: boolean; seed: number }): Promise<BenchRow[]> {
+export async function run({ quick, groups }: BenchOptions): Promise<BenchRow[]> {
+  const chosen = groups ?? Object.keys(rowGroups);
+  for (const name of chosen) {
+    if (Object.hasOwn(rowGroups, name)) continue;
+    throw new Error(`no rows '${name}'; there are: ${Object.keys(rowGroups).join(", ")}`);
+  }
   const fleet = await startFleet();
+  const load: Load = { fleet, rounds: quick ? 2 : 7, windowMs: quick ? 500 : 1_000 };
+  const rows: BenchRow[] = [];
   try {
-    return await rows(fleet, options.quick);
+    for (const name of chosen) {
+      console.error(`stream ${name} …`);
+      rows.push(...((await rowGroups[name]?.(load)) ?? []));
+    }
+    return rows;
   } finally {
     for (const child of fleet.children.values()) child.disconnect();
     await fleet.server.stop();
   }
 }
 
-async function rows(fleet: Fleet, quick: boolean): Promise<BenchRow[]> {
-  const rounds = quick ? 2 : 7;
-  const streams = 64;
-  const windowMs = quick ? 500 : 1_000;
-  const go = (mode: ClientMode, inst: string, outputTokens = 100): GoOptions => {
-    return { mode, inst, streams, outputTokens, warmupMs: 400, windowMs };
-  };
-  const relay = go("relay", "relay-a");
-  const r1 = await compare(fleet, relay, go("json", "router-a"), rounds);
-  const r2 = await compare(fleet, relay, go("bundle", "router-a"), rounds);
-  const r3 = await compare(fleet, go("relay", "relay-worker"), go("bundle", "worker"), rounds);
-  const long = await compare(
-    fleet,
-    go("relay", "relay-a", 1000),
-    go("bundle", "router-a", 1000),
-    rounds,
-  );
-  const whole = await compare(fleet, relay, go("bundle", "dispatcher-a"), rounds);
-  const wholeLong = await compare(
-    fleet,
-    go("relay", "relay-a", 1000),
-    go("bundle", "dispatcher-a", 1000),
-    rounds,
-  );
-  const served = [];
-  for (const outputTokens of [meanOutputTokens, 1000]) {
-    const base = go("relay", "relay-a", outputTokens);
-    const sse = { ...base, mode: "sse", inst: "dispatcher-a", warmupMs: sseWarmupMs } as const;
-    served.push(await compare(fleet, base, sse, rounds));
-  }
-  const counted = go("bundle", "dispatcher-a", meanOutputTokens);
-  const mean = await compare(fleet, go("relay", "relay-a", meanOutputTokens), counted, rounds);
-  const first = await firstTokens(fleet, quick ? 3 : 9);
-  const prompt = { streams: 4, outputTokens: 0 };
-  const json = { ...go("prompt-json", "router-a"), ...prompt };
-  const p1 = await compare(fleet, json, { ...json, mode: "prompt-frame" }, rounds);
-  return [
-    rate("R1 direct JSON / relayed", "tok/s", r1, "≥ 2x"),
-    cpu("R1 CPU per router", "µs/tok", r1, "routerCpuUs", "≥ 10x"),
-    rate("R2 direct bundles / relayed", "tok/s", r2, "≥ 8x"),
-    cpu("R2 CPU, all", "µs/tok", r2, "cpuUs", "≥ 8x"),
-    cpu("R2 CPU per router", "µs/tok", r2, "routerCpuUs", "≥ 10x"),
-    rate("R3 bundles / JSON per token, no hop", "tok/s", r3, "≥ 4x"),
-    rate("R2 of 1000 tokens", "tok/s", long, "-"),
-    cpu("R2 of 1000 tokens, CPU, all", "µs/tok", long, "cpuUs", "-"),
-    rate("R2 with dispatchers and notices", "tok/s", whole, "-"),
-    cpu("R2 with dispatchers, CPU, all", "µs/tok", whole, "cpuUs", "-"),
-    routerShare("R2 with dispatchers, CPU of both routers", whole, "-"),
-    routerShare(`the same of ${meanOutputTokens} tokens`, mean, "-"),
-    routerShare("the same of 1000 tokens", wholeLong, "-"),
-    routerShare(`the same of ${meanOutputTokens}, client writes SSE`, served[0], "≤ 0.10"),
-    routerShare("the same of 1000, client writes SSE", served[1], "≤ 0.10"),
-    addedFirst(0.5, first, "+2 ms"),
-    addedFirst(0.99, first, "+10 ms"),
-    rate("P1 128k prompt, frame / JSON", "req/s", p1, "≥ 3x"),
-    cpu("P1 CPU per router", "µs/req", p1, "routerCpuUs", "≥ 6x"),
-  ];
+interface Load {
+  readonly fleet: Fleet;
+  readonly rounds: number;
+  readonly windowMs: number;
+}
+
+/** What `--rows` can name. */
+const rowGroups: Readonly<Record<string, (load: Load) => Promise<BenchRow[]>>> = {
+  r1: async (load) => {
+    const r1 = await againstRelay(load, "json", "router-a", 100);
+    return [
+      rate("R1 direct JSON / relayed", "tok/s", r1, "≥ 2x"),
+      cpu("R1 CPU per router", "µs/tok", r1, "routerCpuUs", "≥ 10x"),
+    ];
+  },
+  r2: async (load) => {
+    const r2 = await againstRelay(load, "bundle", "router-a", 100);
+    return [
+      rate("R2 direct bundles / relayed", "tok/s", r2, "≥ 8x"),
+      cpu("R2 CPU, all", "µs/tok", r2, "cpuUs", "≥ 8x"),
+      cpu("R2 CPU per router", "µs/tok", r2, "routerCpuUs", "≥ 10x"),
+    ];
+  },
+  r3: async (load) => {
+    const [relay, bundle] = [goOf(load, "relay", "relay-worker"), goOf(load, "bundle", "worker")];
+    const r3 = await compare(load, relay, bundle);
+    return [
+      rate("R3 bundles / JSON per token, no hop", "tok/s", r3, "≥ 4x"),
+      cpu("R3 CPU, all", "µs/tok", r3, "cpuUs", "-"),
+    ];
+  },
+  long: async (load) => {
+    const long = await againstRelay(load, "bundle", "router-a", 1000);
+    return [
+      rate("R2 of 1000 tokens", "tok/s", long, "-"),
+      cpu("R2 of 1000 tokens, CPU, all", "µs/tok", long, "cpuUs", "-"),
+    ];
+  },
+  dispatchers: async (load) => {
+    const whole = await againstRelay(load, "bundle", "dispatcher-a", 100);
+    const mean = await againstRelay(load, "bundle", "dispatcher-a", meanOutputTokens);
+    const long = await againstRelay(load, "bundle", "dispatcher-a", 1000);
+    return [
+      rate("R2 with dispatchers and notices", "tok/s", whole, "-"),
+      cpu("R2 with dispatchers, CPU, all", "µs/tok", whole, "cpuUs", "-"),
+      routerShare("R2 with dispatchers, CPU of both routers", whole, "-"),
+      routerShare(`the same of ${meanOutputTokens} tokens`, mean, "-"),
+      routerShare("the same of 1000 tokens", long, "-"),
+    ];
+  },
+  share: async (load) => {
+    // The readers' requests are few: the dispatchers' code has run often enough to be compiled.
+    await compare({ ...load, rounds: 1 }, ...relayAnd(load, "bundle", "dispatcher-a", 20));
+    const mean = await againstRelay(load, "sse", "dispatcher-a", meanOutputTokens);
+    const long = await againstRelay(load, "sse", "dispatcher-a", 1000);
+    return [
+      routerShare(`share of ${meanOutputTokens} tokens, client writes SSE`, mean, "≤ 0.10"),
+      routerShare("share of 1000, client writes SSE", long, "≤ 0.10"),
+      cpu("dispatcher's CPU per token, SSE", "µs/tok", mean, "routerCpuUs", "-"),
+    ];
+  },
+  first: async (load) => {
+    const first = await firstTokens(load);
+    return [addedFirst(0.5, first, "+2 ms"), addedFirst(0.99, first, "+10 ms")];
+  },
+  p1: async (load) => {
+    const prompt = { streams: 4, outputTokens: 0 };
+    const json = { ...goOf(load, "prompt-json", "router-a"), ...prompt };
+    const p1 = await compare(load, json, { ...json, mode: "prompt-frame" });
+    return [
+      rate("P1 128k prompt, frame / JSON", "req/s", p1, "≥ 3x"),
+      cpu("P1 CPU per router", "µs/req", p1, "routerCpuUs", "≥ 6x"),
+    ];
+  },
+};
+
+function goOf({ windowMs }: Load, mode: ClientMode, inst: string, outputTokens = 100): GoOptions {
+  const warmupMs = mode === "sse" ? sseWarmupMs : 400;
+  return { mode, inst, streams: 64, outputTokens, warmupMs, windowMs };
+}
+
+/** The relay and a candidate, both with answers of `outputTokens`. */
+function relayAnd(
+  load: Load,
+  mode: ClientMode,
+  inst: string,
+  outputTokens: number,
+): readonly [GoOptions, GoOptions] {
+  return [goOf(load, "relay", "relay-a", outputTokens), goOf(load, mode, inst, outputTokens)];
+}
+
+function againstRelay(
+  load: Load,
+  mode: ClientMode,
+  inst: string,
+  outputTokens: number,
+): Promise<Comparison> {
+  return compare(load, ...relayAnd(load, mode, inst, outputTokens));
 }
 
 type GoOptions = Omit<Go, "type">;
@@ -136,10 +188,9 @@ interface Comparison {
 
 /** Alternates both sides; the first round warms up and is dropped. */
 async function compare(
-  fleet: Fleet,
+  { fleet, rounds }: Load,
   baseline: GoOptions,
   ours: GoOptions,
-  rounds: number,
 ): Promise<Comparison> {
   const found: { baseline: Measured[]; ours: Measured[] } = { baseline: [], ours: [] };
   for (let round = 0; round <= rounds; round++) {
@@ -184,7 +235,7 @@ interface FirstTokens {
 }
 
 /** Times to the first token of 200 paced streams, asked of the worker or through both tiers. */
-async function firstTokens(fleet: Fleet, rounds: number): Promise<FirstTokens> {
+async function firstTokens({ fleet, rounds }: Load): Promise<FirstTokens> {
   const open = { mode: "open", streams: 200, outputTokens: 100, windowMs: 2_000 } as const;
   // Until as many answers are open as shall be.
   const warmupMs = 1.2 * pacedStepMs * open.outputTokens;
@@ -232,7 +283,9 @@ function rate(id: string, unit: string, found: Comparison, target: string): Benc
   const of = (side: readonly Measured[]): number => median(side.map((one) => one.unitsPerSecond));
   const fields = { id, unit, baseline: of(found.baseline), ours: of(found.ours), target };
   const failed = found.ours.reduce((sum, one) => sum + one.failed, 0);
-  return row(failed > 0 ? { ...fields, note: `${failed} answers failed` } : fields, ratios);
+  const rounds = `rounds ${ratios.map((ratio) => ratio.toFixed(1)).join(" ")}`;
+  const note = failed > 0 ? `${rounds}; ${failed} answers failed` : rounds;
+  return row({ ...fields, note }, ratios);
 }
 
 function cpu(

@@ -32,6 +32,7 @@ export function gridSvg(config: PoolConfig, notes: CellNotes): string {
   const size = `width="${width}" height="${top}" viewBox="0 0 ${width} ${top}"`;
   const background = `<rect width="100%" height="100%" fill="#fff"/>`;
   return `<svg xmlns="http://www.w3.org/2000/svg" ${size} ${font}>
+<title>${escaped(titleOf(config))}</title>
 ${[background, ...parts].join("\n")}
 </svg>
 `;
@@ -39,7 +40,7 @@ ${[background, ...parts].join("\n")}
 
 /** A page with the picture, and the pools and rules of every role as tables. */
 export function gridHtml(config: PoolConfig, notes: CellNotes): string {
-  const title = `SLA grids of config ${config.version}`;
+  const title = titleOf(config);
   return `<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>${escaped(title)}</title>
 <style>${style}</style></head><body>
@@ -48,6 +49,10 @@ ${gridSvg(config, notes)}
 ${config.roles.map(roleTables).join("\n")}
 </body></html>
 `;
+}
+
+function titleOf({ version }: PoolConfig): string {
+  return `SLA grids of config ${version}`;
 }
 
 const style =

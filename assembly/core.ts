@@ -19,8 +19,8 @@ export { allocate, free } from "./regions";
 export { beginExport, exportBlocks, exportBook, exportNames } from "./row-export";
 export { seedRandom };
 
-/** 256 MiB, room for millions of blocks: growing later stops the process, untouched pages are free. */
-const indexPages: i32 = 4096;
+/** 512 MiB, room for 4 M blocks: growing later stops the process, untouched pages are free. */
+const indexPages: i32 = 8192;
 
 /** Makes the empty index; call it once, after `seedRandom`. */
 export function openIndex(

@@ -34,11 +34,14 @@ export class EngineNames {
   table: KeyTable;
   stale: KeyTable | null;
   current: KeyTable | null;
+  /** Names that the table is made for. */
+  expected: u32;
 }
 
 export function newNames(names: u32): EngineNames {
   const made = changetype<EngineNames>(mustAllocate(offsetof<EngineNames>()));
   made.table = newTable(names);
+  made.expected = names;
   return made;
 }
 
@@ -52,7 +55,7 @@ export function freeNames(names: EngineNames): void {
 export function reserveNames(names: EngineNames, count: u32): bool {
   const stale = names.stale;
   if (stale !== null && stale.count >= replacedMax) purge(names);
-  return reserve(names.table, count);
+  return reserve(names.table, count, names.expected);
 }
 
 /** Whether the name at `at` has been replaced by another of the same block. */

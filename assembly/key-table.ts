@@ -14,6 +14,9 @@
  *   either.
  * - Load stays at or below 3/4. A probe longer than `probeMax` rebuilds with
  *   another multiplier. Growth keeps it: slots move in order, and a slice touches few pages.
+ * - The system makes a page at the first write to it, and new keys would write to one each. So the
+ *   next array is allocated ahead of growth and its pages are made in slices; so are those that an
+ *   array in use still lacks.
  * - Addresses that `find` and `insertMissed` answer are valid until the next call that changes the
  *   table.
  */
@@ -26,6 +29,13 @@ const slotsMin: u32 = 16;
 /** Random keys at load 3/4 stay below 500 in the largest table; only aimed ones get beyond. */
 const probeMax: u32 = 1024;
 const sliceSlots: u32 = 256;
+/** Slots moved per key to come: a growth ends before the next array is allocated. */
+const movedPerKey: u32 = 8;
+const pageBytes: u64 = 4096;
+/** So much more than was expected, as a share, is a table's usual fill and no sign of growth. */
+const expectedPerExtra: u32 = 24;
+/** Smaller tables grow without preparation. */
+const preparedSlotsMin: u32 = 4096;
 /** Up to so many expected keys a table is made for at once, however few it has. */
 const expectedMin: u32 = 1 << 20;
 
@@ -45,6 +55,12 @@ export class KeyTable {
   multiplier: u64;
   oldMultiplier: u64;
   old: usize;
+  /** Array of the growth to come, 0 = none yet. */
+  next: usize;
+  nextCapacity: u32;
+  /** Pages not yet made, of the next array if there is one, else of the current. */
+  freshAt: usize;
+  freshEnd: usize;
 }
 
 /** Where the last `find` ended without a key: `insertMissed` puts the key there. */
@@ -59,12 +75,15 @@ export function newTable(keys: u32): KeyTable {
   table.secret = randomU64();
   table.multiplier = randomU64() | 1;
   setSlots(table, mustAllocate(<usize>capacity * slotBytes), capacity);
+  table.freshAt = table.slots;
+  table.freshEnd = table.end;
   return table;
 }
 
 export function freeTable(table: KeyTable): void {
   free(table.slots, <usize>table.capacity * slotBytes);
   if (table.oldCapacity > 0) free(table.old, <usize>table.oldCapacity * slotBytes);
+  dropNext(table);
   free(changetype<usize>(table), offsetof<KeyTable>());
 }
 
@@ -132,17 +151,21 @@ export function removeAt(table: KeyTable, gap: usize): void {
  * table that must grow takes `expected` keys into account as far as that is not out of proportion.
  */
 export function reserve(table: KeyTable, keys: u32, expected: u32 = 0): bool {
-  if (table.oldCapacity > 0) migrate(table, max(sliceSlots, 8 * keys));
+  if (table.oldCapacity > 0) migrate(table, max(sliceSlots, movedPerKey * keys));
   const needed = table.count + keys;
+  if (needed > keysToPrepare(table.capacity)) prepareNext(table, needed, expected);
+  if (table.freshAt < table.freshEnd) makePages(table, keys);
   if (needed <= keysFor(table.capacity)) {
     if (table.longestProbe <= probeMax || table.oldCapacity > 0) return true;
+    dropNext(table);
     if (!startGrowth(table, table.capacity)) return false;
     table.multiplier = randomU64() | 1;
     return true;
   }
   migrate(table, table.oldCapacity);
-  const ahead = min(expected, max(expectedMin, 8 * needed));
-  return startGrowth(table, max(capacityFor(needed, 3, 5), capacityFor(ahead, 3, 4)));
+  if (table.next !== 0 && needed > keysToPrepare(table.nextCapacity)) dropNext(table);
+  const capacity = table.next === 0 ? grownCapacity(needed, expected) : table.nextCapacity;
+  return startGrowth(table, capacity);
 }
 
 /** Moves up to `slots` slots of a growth under way; whether some are left. */
@@ -174,10 +197,6 @@ export function touch(table: KeyTable, keys: usize, count: usize, strideBytes: u
 @inline
 export function keyAt(table: KeyTable, at: usize): u64 {
   return load<u64>(at) ^ table.secret;
-}
-
-export function bytesOfTable(table: KeyTable): u32 {
-  return (table.capacity + table.oldCapacity) * <u32>slotBytes;
 }
 
 // @ts-ignore: decorator
@@ -220,9 +239,56 @@ function place(table: KeyTable, stored: u64, value: u64): usize {
   return at;
 }
 
+/** Slots of a table that has `needed` keys when it must grow. */
+function grownCapacity(needed: u32, expected: u32): u32 {
+  const ahead = min(expected, max(expectedMin, 8 * needed));
+  return max(capacityFor(needed, 1, 2), capacityFor(ahead, 3, 4));
+}
+
+/** Allocates the array of the growth to come; without room the growth will find out. */
+function prepareNext(table: KeyTable, needed: u32, expected: u32): void {
+  if (table.next !== 0 || table.oldCapacity > 0 || table.capacity < preparedSlotsMin) return;
+  const full = keysFor(table.capacity);
+  if (full >= expected && needed <= expected + expected / expectedPerExtra) return;
+  const capacity = grownCapacity(full, expected);
+  table.next = allocate(<usize>capacity * slotBytes);
+  if (table.next === 0) return;
+  table.nextCapacity = capacity;
+  table.freshAt = table.next;
+  table.freshEnd = table.next + <usize>capacity * slotBytes;
+}
+
+/**
+ * Makes twice the share of pages that `keys` are of the keys until the table is full. Pages are
+ * written as they are: those of the current array may have slots.
+ */
+function makePages(table: KeyTable, keys: u32): void {
+  const left = <u64>(table.freshEnd - table.freshAt) / pageBytes;
+  const room = max(<i64>keysFor(table.capacity) - <i64>table.count, <i64>keys);
+  const share = room > 0 ? (2 * left * <u64>keys) / <u64>room : 0;
+  const end = min(<u64>table.freshEnd, <u64>table.freshAt + (1 + share) * pageBytes);
+  for (; table.freshAt < <usize>end; table.freshAt += <usize>pageBytes) {
+    store<u64>(table.freshAt, load<u64>(table.freshAt));
+  }
+}
+
+function dropNext(table: KeyTable): void {
+  if (table.next === 0) return;
+  free(table.next, <usize>table.nextCapacity * slotBytes);
+  table.next = 0;
+  table.freshAt = table.freshEnd;
+}
+
+/** Takes the prepared array if there is one. */
 function startGrowth(table: KeyTable, capacity: u32): bool {
-  const slots = allocate(<usize>capacity * slotBytes);
-  if (slots === 0) return false;
+  let slots = table.next;
+  if (slots === 0) {
+    slots = allocate(<usize>capacity * slotBytes);
+    if (slots === 0) return false;
+    table.freshAt = slots;
+    table.freshEnd = slots + <usize>capacity * slotBytes;
+  }
+  table.next = 0;
   table.old = table.slots;
   table.oldCapacity = table.capacity;
   table.oldMultiplier = table.multiplier;
@@ -265,6 +331,13 @@ function moveSlot(table: KeyTable, from: usize): usize {
 @inline
 function keysFor(capacity: u32): u32 {
   return <u32>((<u64>capacity * 3) / 4);
+}
+
+/** From so many keys on the array of the growth to come is allocated. */
+// @ts-ignore: decorator
+@inline
+function keysToPrepare(capacity: u32): u32 {
+  return <u32>((<u64>capacity * 5) / 8);
 }
 
 /** Slots in which `keys` are a share of `part / whole`. */

@@ -5,7 +5,12 @@ import { mulberry32 } from "../../src/base/random.ts";
 import { encodeNotice, type Notice } from "../../src/protocol/notices.ts";
 import { decodeReceipt, encodeReceipt } from "../../src/protocol/receipts.ts";
 import { decodeDispatch, encodeDispatch } from "../../src/protocol/request-frame.ts";
-import { attemptNumber, type Dispatch, type Receipt } from "../../src/protocol/requests.ts";
+import {
+  attemptNumber,
+  type Dispatch,
+  type Receipt,
+  type RequestBody,
+} from "../../src/protocol/requests.ts";
 import { decodeControl, encodeControl } from "../../src/protocol/stream-control.ts";
 import type { ControlMessage, StreamFrame } from "../../src/protocol/stream-frames.ts";
 import { decodeJsonFrame } from "../../src/protocol/stream-json.ts";
@@ -36,6 +41,8 @@ function rig(hops: readonly Hop[]) {
   const states: State[] = [];
   const gate = { open: true };
   const waits = { count: 0 };
+  /** What the policy sends instead of the body that came. */
+  const bodies: { sent?: RequestBody } = {};
   const policy: DispatchPolicy<State> = {
     admit() {
       const state: State = { tried: [], booked: false, ends: [] };
@@ -55,7 +62,7 @@ function rig(hops: readonly Hop[]) {
       const subject = generateSubject("w", inst);
       const control = controlSubject("w", inst);
       const decision = { tier: "local", decision_id: inst, role: "aggregated" } as const;
-      return { type: "send", inst, subject, control, body, decision };
+      return { type: "send", inst, subject, control, body: bodies.sent ?? body, decision };
     },
     attemptFailed({ state }, error) {
       state.booked = false;
@@ -101,7 +108,7 @@ function rig(hops: readonly Hop[]) {
     const addressed = decodeJsonFrame(payload);
     if (addressed) frames.push(addressed.frame);
   });
-  const ask = (change: Partial<Dispatch["envelope"]> = {}): Promise<Receipt> => {
+  const ask = (change: Partial<Dispatch["envelope"]> = {}, body = {}): Promise<Receipt> => {
     const stream = {
       subject: `${outside.inboxPrefix}.stream`,
       format: "json",
@@ -113,7 +120,7 @@ function rig(hops: readonly Hop[]) {
       ...{ notify: [], avoid: [], decisions: [] },
       ...change,
     } as Dispatch["envelope"];
-    const payload = encodeDispatch({ envelope, body: {}, tokens: Uint32Array.of(1, 2, 3) });
+    const payload = encodeDispatch({ envelope, body, tokens: Uint32Array.of(1, 2, 3) });
     return outside
       .request(generateSubject("local", "9"), payload, { timeoutMs: 10_000 })
       .then((reply) => decodeReceipt(reply.payload));
@@ -146,7 +153,7 @@ function rig(hops: readonly Hop[]) {
     return promise;
   };
   const shared = { clock, random, dispatcher, states, seen, controls, frames, gate, waits };
-  return { ...shared, outside, ask, tell, fail, run };
+  return { ...shared, bodies, outside, ask, tell, fail, run };
 }
 
 function receiptOf(hop: Hop, inst: string, { envelope }: Dispatch): Receipt | undefined {
@@ -163,6 +170,16 @@ function receiptOf(hop: Hop, inst: string, { envelope }: Dispatch): Receipt | un
 
 const finished = (attempt: number): Notice => ({
   ...{ type: "finished", rid, attempt, outcome: "ok", output_tokens: 3 },
+});
+
+it("sends the next hop the body that came, or the one its policy made of it", async () => {
+  const { ask, run, seen, bodies } = rig(["accept"]);
+  const body = { model: "m", routing: { dp_rank: 0 }, extra_args: { tiergrid: "é" } };
+  await run(ask({}, body));
+  expect(seen[0]?.body).toEqual(body);
+  bodies.sent = { ...body, routing: { dp_rank: 3 } };
+  await run(ask({ rid: rid.replace("0", "f") }, body));
+  expect(seen[1]?.body).toEqual(bodies.sent);
 });
 
 it("passes the worker's acceptance on and puts itself in front of the notify list", async () => {

@@ -1,5 +1,6 @@
 import { expect, it } from "vitest";
 import { mulberry32 } from "../../src/base/random.ts";
+import { replayFlags } from "../../src/cli/flags-replay.ts";
 import { type AdversarialTrace, adversarialTraces } from "../../src/sim/adversarial.ts";
 import { formatMooncakeTrace, parseMooncakeTrace } from "../../src/sim/mooncake-trace.ts";
 import { busiestShares } from "../../src/sim/replay/busiest-worker.ts";
@@ -136,6 +137,10 @@ it("does not bury a worker that joins empty", () => {
   expect(longestMs(free)).toBeGreaterThan(7_000);
   expect(longestMs(guarded)).toBeLessThan(4_000);
   expect(longestMs(priced)).toBeLessThan(1_500);
+});
+
+it("is what a replay can be asked for by name", () => {
+  expect(replayFlags.synth.choices).toEqual(expect.arrayContaining(names));
 });
 
 it("makes the same traces from a seed, in the order of arrival, with the ids their lengths need", () => {

@@ -29,7 +29,7 @@ import {
   reserveNames,
 } from "./engine-names";
 import { setsFull } from "./holder-sets";
-import { find, insertMissed, touch } from "./key-table";
+import { find, insertMissed, touch, touchThrough } from "./key-table";
 import { allocate, free } from "./regions";
 import { eventBlocksMax, repeats } from "./repeat-check";
 import { link } from "./xxh3";
@@ -95,7 +95,8 @@ export function removeEvent(book: Book, tier: u32, count: u32): i32 {
     const at = area + 8 * block;
     if (block % aheadBlocks === 0) {
       const ahead = min(aheadBlocks, count - block);
-      touch(names === null ? table : names.table, at, ahead, 8);
+      if (names === null) touch(table, at, ahead, 8);
+      else touchThrough(names.table, table, at, ahead);
     }
     const hash = load<u64>(at);
     const removed =

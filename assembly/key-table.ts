@@ -192,6 +192,23 @@ export function touch(table: KeyTable, keys: usize, count: usize, strideBytes: u
   touched = sum;
 }
 
+/** Reads on from `table`: each value is a key of `target`. Useful for keys in their home slots. */
+// @ts-ignore: decorator
+@inline
+export function touchThrough(
+  table: KeyTable,
+  target: KeyTable,
+  keys: usize,
+  count: usize,
+): void {
+  let sum: u64 = 0;
+  for (let i: usize = 0; i < count; i++) {
+    const value = load<u64>(homeOf(table, storedKey(table, load<u64>(keys + 8 * i))), 8);
+    sum += load<u64>(homeOf(target, storedKey(target, value)), 8);
+  }
+  touched = sum;
+}
+
 /** The key of a slot as it was given. */
 // @ts-ignore: decorator
 @inline

@@ -38,14 +38,21 @@ function withoutCrowded(
   load: Float64Array | Int32Array,
   spare: number,
 ): number {
-  if (count < 2) return count;
   let total = 0;
-  for (let place = 0; place < count; place++) total += load[candidates[place]!]!;
+  let most = 0;
+  for (let place = 0; place < count; place++) {
+    const own = load[candidates[place]!]!;
+    total += own;
+    if (own > most) most = own;
+  }
+  // own <= factor * (total - own) / (count - 1) + spare, solved for own.
+  const others = count - 1;
+  const limit = (crowdFactor * total + spare * others) / (others + crowdFactor);
+  if (most <= limit || count < 2) return count;
   let stay = 0;
   for (let place = 0; place < count; place++) {
     const slot = candidates[place]!;
-    const own = load[slot]!;
-    if (own <= (crowdFactor * (total - own)) / (count - 1) + spare) candidates[stay++] = slot;
+    if (load[slot]! <= limit) candidates[stay++] = slot;
   }
   return stay;
 }

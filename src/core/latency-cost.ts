@@ -189,7 +189,9 @@ function progressTokens(
   if (head === 0) return 0;
   const sinceMs = Math.max(book.lastFirstTokenMs[slot]!, book.headDispatchedMs(slot)!);
   const { batchTokens } = model.shape.limits;
-  const passMs = model.prefillMs(batchTokens, (batchTokens * batchTokens) / 2);
+  // A long context slows its passes down: they do less of the queue in the same time.
+  const perToken = book.pendingAttention[slot]! / book.pendingTokens[slot]!;
+  const passMs = model.prefillMs(batchTokens, perToken * batchTokens);
   const done = (Math.max(0, nowMs - sinceMs) * batchTokens) / passMs;
   return Math.min(progressShareMax * head, done);
 }

@@ -7,9 +7,9 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { realClock, sleep } from "../../src/base/clock.ts";
+import { compiledMain } from "./compiled.ts";
 
 export const root = fileURLToPath(new URL("../../", import.meta.url));
-const main = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url));
 
 const stderrCharsMax = 32_768;
 const pollMs = 25;
@@ -49,7 +49,7 @@ export interface RunningProcess {
 /** Starts one process with free ports; it is not ready yet. */
 export function startProcess(part: Part, natsUrl: string): RunningProcess {
   const args = [...part.args, "--nats", natsUrl, "--system-port", "0", "--log-json"];
-  const child = spawn(process.execPath, ["--import", "tsx", main, ...args], {
+  const child = spawn(process.execPath, [compiledMain, ...args], {
     cwd: root,
     env: {
       ...process.env,

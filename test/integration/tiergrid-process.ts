@@ -3,6 +3,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { fileURLToPath } from "node:url";
 import { realClock, sleep } from "../../src/base/clock.ts";
+import { compiledMain } from "./compiled.ts";
 
 const root = fileURLToPath(new URL("../../", import.meta.url));
 const pollMs = 25;
@@ -23,7 +24,7 @@ export function tiergrid(
   args: readonly string[],
   environment: Readonly<Record<string, string>> = {},
 ): TiergridProcess {
-  const child = spawn(process.execPath, ["--import", "tsx", "src/cli/main.ts", ...args], {
+  const child = spawn(process.execPath, [compiledMain, ...args], {
     cwd: root,
     env: { ...process.env, ...environment },
     stdio: ["ignore", "pipe", "pipe"],

@@ -45,7 +45,9 @@ export async function startHealthServer(options: HealthServerOptions): Promise<H
   const { fetch } = healthApp(options);
   return new Promise((resolve, reject) => {
     const listen = { port: options.port, hostname: options.host };
-    const server = serve({ fetch, ...listen, serverOptions: timeouts }, ({ port }) => {
+    // The adapter's own `Response` would break a marker of it that is made after this call.
+    const own = { overrideGlobalObjects: false, serverOptions: timeouts };
+    const server = serve({ fetch, ...listen, ...own }, ({ port }) => {
       resolve({ port, close: () => closeServer(server) });
     }) as Server;
     server.maxConnections = connectionsMax;

@@ -12,6 +12,7 @@
 import { Hono } from "hono";
 import { TiergridError, toTiergridError } from "../base/errors.ts";
 import { randomHex128 } from "../base/random.ts";
+import { readJsonObject } from "../protocol/request-body.ts";
 import { legsOf } from "./disaggregate.ts";
 import { errorAnswer } from "./error-body.ts";
 import type { FrontendParts } from "./frontend-parts.ts";
@@ -36,7 +37,7 @@ export function createAdminApi(parts: FrontendParts): Hono {
   });
   app.post("/busy_threshold", async ({ req, json }) => {
     const bytes = await readBody({ incoming: undefined, web: req.raw }, thresholdBytesMax);
-    return json(await explainerOf(parts).ask("thresholds", objectOf(bytes)));
+    return json(await explainerOf(parts).ask("thresholds", readJsonObject(bytes, "the body")));
   });
   app.onError((thrown) => {
     const error = toTiergridError(thrown);
@@ -66,7 +67,7 @@ async function explain(parts: FrontendParts, web: Request): Promise<object> {
   const header = (name: string): string | undefined => web.headers.get(name) ?? undefined;
   checkContentType(header("content-type"));
   const bytes = await readBody({ incoming: undefined, web }, parts.settings.bodyBytesMax);
-  const kind = "messages" in objectOf(bytes) ? "chat" : "completions";
+  const kind = "messages" in readJsonObject(bytes, "the body") ? "chat" : "completions";
   const request = parseRequest({ kind, bytes, header }, parts.settings);
   const model = servedModel(request, parts);
   const requestId = randomHex128(parts.random);
@@ -83,14 +84,4 @@ async function explain(parts: FrontendParts, web: Request): Promise<object> {
 export function explainerOf({ explainer }: FrontendParts): RouteExplainer {
   if (explainer) return explainer;
   throw new TiergridError("not_implemented", "this frontend has no routers to ask");
-}
-
-function objectOf(bytes: Uint8Array): object {
-  try {
-    const value: unknown = JSON.parse(new TextDecoder().decode(bytes));
-    if (typeof value === "object" && value !== null && !Array.isArray(value)) return value;
-  } catch {
-    // The error below says what was expected.
-  }
-  throw new TiergridError("invalid_request", "expected a JSON object");
 }

@@ -11,6 +11,7 @@
  * The questions are answered at the instance too (`askSubject`), for what only one process knows.
  */
 import { TiergridError, toTiergridError } from "../base/errors.ts";
+import { type JsonObject, readJsonObject } from "../protocol/request-body.ts";
 import { decodeDispatch, encodeDispatch } from "../protocol/request-frame.ts";
 import type { Dispatch, Phase } from "../protocol/requests.ts";
 import {
@@ -122,14 +123,12 @@ async function askThresholds(bus: Bus, inst: string, payload: Uint8Array): Promi
 }
 
 function modelOf(payload: Uint8Array): string {
-  try {
-    const { model } = JSON.parse(new TextDecoder().decode(payload)) as { model?: unknown };
-    if (typeof model === "string") return model;
-  } catch {
-    // The error below says what was expected.
-  }
+  const { model } = readJsonObject(payload, question);
+  if (typeof model === "string") return model;
   throw new TiergridError("invalid_request", "expected {model, …thresholds} as JSON");
 }
+
+const question = "the question";
 
 /** The answer of the `explain` endpoint. */
 export function explainMessage(context: ExplainContext, message: BusMessage): Promise<object> {
@@ -234,12 +233,8 @@ function withPhase(dispatch: Dispatch, mode: "agg" | "disagg"): Dispatch {
 }
 
 /** A question in JSON; throws `invalid_request`. */
-export function jsonOf({ payload }: BusMessage): unknown {
-  try {
-    return JSON.parse(new TextDecoder().decode(payload));
-  } catch {
-    throw new TiergridError("invalid_request", "expected a JSON object");
-  }
+export function jsonOf({ payload }: BusMessage): JsonObject {
+  return readJsonObject(payload, question);
 }
 
 /** Small messages only: a request is not parsed twice. */

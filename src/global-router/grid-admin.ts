@@ -11,14 +11,26 @@
  *   POST /grid/cells     {"version"?, "reset": true}   the same, and forgets them
  */
 import { Hono } from "hono";
+import { bodyLimit } from "hono/body-limit";
 import { errorTable, TiergridError, toTiergridError } from "../base/errors.ts";
+import { readJsonObject } from "../protocol/request-body.ts";
 import type { ConfigWatch } from "./config-watch.ts";
 import type { GridControl } from "./grid-control.ts";
 
-const bodyCharsMax = 4096;
+const bodyBytesMax = 4096;
 
 export function createGridAdmin(grids: GridControl, watch: Pick<ConfigWatch, "reloadNow">): Hono {
   const app = new Hono();
+  app.use(
+    "/grid/*",
+    bodyLimit({
+      maxSize: bodyBytesMax,
+      onError() {
+        const message = `a body has at most ${bodyBytesMax} bytes`;
+        throw new TiergridError("payload_too_large", message, { max: bodyBytesMax });
+      },
+    }),
+  );
   app.get("/grid/versions", ({ json }) => json(grids.answer({ action: "versions" }, "http")));
   for (const action of ["canary", "promote", "rollback"]) {
     app.post(`/grid/${action}`, async ({ req, json }) =>
@@ -41,19 +53,8 @@ export function createGridAdmin(grids: GridControl, watch: Pick<ConfigWatch, "re
   return app;
 }
 
-/** A JSON object, or nothing; throws `invalid_request` and `payload_too_large`. */
+/** A JSON object, or nothing; throws `invalid_request`. */
 async function bodyOf(request: Request): Promise<object> {
-  const length = Number(request.headers.get("content-length") ?? "0");
-  const text = length > bodyCharsMax ? "" : await request.text();
-  if (length > bodyCharsMax || text.length > bodyCharsMax) {
-    throw new TiergridError("payload_too_large", `a body has at most ${bodyCharsMax} characters`);
-  }
-  if (text.trim() === "") return {};
-  try {
-    const value: unknown = JSON.parse(text);
-    if (typeof value === "object" && value !== null && !Array.isArray(value)) return value;
-  } catch {
-    // The error below says what was expected.
-  }
-  throw new TiergridError("invalid_request", "expected a JSON object");
+  const text = await request.text();
+  return text.trim() === "" ? {} : readJsonObject(text, "the body");
 }

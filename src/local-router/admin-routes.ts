@@ -20,7 +20,7 @@ import { formatFault } from "../config/config-fault.ts";
 import type { Choice } from "../core/decision.ts";
 import type { BusyThresholds, WorkerRoster } from "../core/worker-roster.ts";
 import { decodeHashQuestion } from "../protocol/hash-frame.ts";
-import { isObject, shown } from "../protocol/request-body.ts";
+import { readJsonObject, shown } from "../protocol/request-body.ts";
 import { askSubject } from "../protocol/subjects.ts";
 import type { Bus, Subscription } from "../runtime/bus.ts";
 import { type PoolRules, type Prompt, readRouteQuery } from "./route-query.ts";
@@ -105,7 +105,7 @@ function allThresholds(router: Administered): object {
 }
 
 function setThresholds(router: Administered, text: string): object {
-  const body = objectOf(text);
+  const body = readJsonObject(text, "the body");
   const { model } = body;
   if (typeof model !== "string") throw invalid("model", "a string", model);
   if (!router.models().has(model)) {
@@ -129,17 +129,6 @@ function findBestWorker(router: Administered, payload: Uint8Array): object {
     overlap: (overlapBlocks * router.blockSize) / question.islTokens,
     matched_blocks: overlapBlocks,
   };
-}
-
-function objectOf(text: string): Readonly<Record<string, unknown>> {
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch {
-    throw invalid("the body", "a JSON object", text);
-  }
-  if (isObject(value)) return value;
-  throw invalid("the body", "a JSON object", value);
 }
 
 function invalid(field: string, expected: string, found: unknown): TiergridError {

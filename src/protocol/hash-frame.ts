@@ -11,7 +11,7 @@
  * computes.
  */
 import { TiergridError } from "../base/errors.ts";
-import { checkRequestBody, isObject, type JsonObject, shown } from "./request-body.ts";
+import { checkRequestBody, type JsonObject, readJsonObject, shown } from "./request-body.ts";
 import { requestFrame } from "./request-frame.ts";
 import type { RequestBody } from "./requests.ts";
 import { readU64Json } from "./u64.ts";
@@ -57,7 +57,7 @@ export function decodeHashQuestion(payload: Uint8Array): HashQuestion | undefine
   if (!Buffer.from(payload.buffer, payload.byteOffset, payload.length).includes('"local_hashes"')) {
     return undefined;
   }
-  const json = parsed(payload);
+  const json = readJsonObject(payload, subject);
   return json["local_hashes"] === undefined ? undefined : readJson(json);
 }
 
@@ -77,7 +77,7 @@ function readFrame(payload: Uint8Array): HashQuestion {
   if (payload.length !== hashesAt + 8 * count) {
     throw wrong(`${hashesAt} bytes and ${count} hashes of 8`, payload.length);
   }
-  const body = parsed(payload.subarray(headerBytes, headerBytes + jsonBytes));
+  const body = readJsonObject(payload.subarray(headerBytes, headerBytes + jsonBytes), subject);
   const localHashes = new Uint32Array(2 * count);
   // The payload may lie at any offset, where no u32 view can be made.
   new Uint8Array(localHashes.buffer).set(payload.subarray(hashesAt));
@@ -108,18 +108,9 @@ function checked(body: JsonObject, rest: Omit<HashQuestion, "body">): HashQuesti
   return { body, ...rest };
 }
 
-function parsed(bytes: Uint8Array): JsonObject {
-  let value: unknown;
-  try {
-    value = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
-  } catch {
-    throw wrong("a JSON object", `${bytes.length} bytes that are not JSON`);
-  }
-  if (isObject(value)) return value;
-  throw wrong("a JSON object", value);
-}
+const subject = "a question by hashes";
 
 function wrong(expected: string, found: unknown): TiergridError {
-  const message = `a question by hashes needs ${expected}, got ${shown(found)}`;
+  const message = `${subject} needs ${expected}, got ${shown(found)}`;
   return new TiergridError("invalid_request", message);
 }

@@ -85,6 +85,22 @@ export function isObject(value: unknown): value is JsonObject {
   return value !== null && typeof value === "object" && !Array.isArray(value);
 }
 
+/** The JSON object that `text` is; throws `invalid_request` naming `what` and what came instead. */
+export function readJsonObject(text: string | Uint8Array, what: string): JsonObject {
+  let value: unknown;
+  try {
+    value = JSON.parse(typeof text === "string" ? text : utf8.decode(text));
+  } catch {
+    const message = `${what} must be a JSON object, got ${text.length} characters that are not JSON`;
+    throw new TiergridError("invalid_request", message);
+  }
+  if (isObject(value)) return value;
+  const message = `${what} must be a JSON object, got ${shown(value)}`;
+  throw new TiergridError("invalid_request", message);
+}
+
+const utf8 = new TextDecoder("utf-8", { fatal: true });
+
 /** A value for an error message: JSON, at most 80 characters. */
 export function shown(value: unknown): string {
   if (value === undefined) return "nothing";

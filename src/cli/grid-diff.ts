@@ -2,13 +2,8 @@
 import { TiergridError } from "../base/errors.ts";
 import type { Given } from "../base/flags.ts";
 import { childPointer } from "../config/config-fault.ts";
-import {
-  canonicalJson,
-  type Json,
-  type PoolConfig,
-  type RolePools,
-} from "../config/pool-config.ts";
-import { isFileObject, isLatency, mappingKey } from "../config/pool-config-keys.ts";
+import { canonicalJson, type PoolConfig, type RolePools } from "../config/pool-config.ts";
+import { isFileObject, isLatency, type Json, mappingKey } from "../config/pool-config-keys.ts";
 import {
   type ChangedRegion,
   changedRegions,

@@ -13,6 +13,12 @@ export type Mode = "disagg" | "agg";
 /** A JSON object of the file; its keys are checked by the schema, not by the type. */
 export type FileObject = Readonly<Record<string, unknown>>;
 
+/** Plain data, as it is written out. */
+export type Json = null | boolean | number | string | readonly Json[] | JsonObject;
+export interface JsonObject {
+  readonly [key: string]: Json;
+}
+
 export const rolesOf: Readonly<Record<Mode, readonly Role[]>> = {
   disagg: ["prefill", "decode"],
   agg: ["agg"],

@@ -5,8 +5,7 @@
  */
 import type { PoolPlan } from "../core/pool-choice.ts";
 import type { Role, SlaGrid } from "../core/sla-grid.ts";
-import type { JsonObject } from "./pool-config.ts";
-import { type FileObject, fallbacksKey, metadataKey } from "./pool-config-keys.ts";
+import { type FileObject, fallbacksKey, type JsonObject, metadataKey } from "./pool-config-keys.ts";
 
 /** `grid`: the cell decides. `checked`: its pool's quote may overrule it. `live`: quotes decide. */
 export type SelectionMode = "grid" | "checked" | "live";

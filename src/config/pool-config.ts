@@ -36,6 +36,8 @@ import {
   countKey,
   type FileObject,
   fallbacksKey,
+  type Json,
+  type JsonObject,
   type Mode,
   mappingKey,
   metadataKey,
@@ -84,11 +86,6 @@ export interface PoolConfig {
   /** disagg: prefill, decode; agg: agg. */
   readonly roles: readonly RolePools[];
   readonly normal: JsonObject;
-}
-
-export type Json = null | boolean | number | string | readonly Json[] | JsonObject;
-export interface JsonObject {
-  readonly [key: string]: Json;
 }
 
 /** Pools of `role`; throws `not_found` when the config's mode has no such role. */

@@ -1,10 +1,12 @@
 /** Pool configs with other mappings, and as text: short values and mapping rows on one line each. */
 import type { Role } from "../core/sla-grid.ts";
-import type { Json, JsonObject, PoolConfig } from "./pool-config.ts";
+import type { PoolConfig } from "./pool-config.ts";
 import {
   type FileObject,
   fallbacksKey,
   isFileObject,
+  type Json,
+  type JsonObject,
   mappingKey,
   rolesOf,
   strategyKey,

@@ -23,12 +23,12 @@ import {
 } from "../protocol/subjects.ts";
 import type { Bus, BusMessage, Subscription } from "../runtime/bus.ts";
 import { type MicroService, serviceErrorHeaders } from "../runtime/micro-service.ts";
+import { explainDecision } from "./decision-json.ts";
 import { asksQuotes, type LiveChoice } from "./live-choice.ts";
 import {
   type DecisionContext,
   type DecisionRing,
   decidePool,
-  explainDecision,
   firstPool,
   reasonOf,
   takeLive,

@@ -30,7 +30,6 @@ import {
   outcomeOf,
   type Scorer,
 } from "./attainment.ts";
-import type { LiveRefusal } from "./live-choice.ts";
 import {
   type AttemptRecord,
   type DecisionContext,
@@ -38,6 +37,7 @@ import {
   decidePool,
   firstPool,
   hopOf,
+  type LiveRefusal,
   type PoolDecision,
   poolStates,
   reasonOf,

@@ -14,7 +14,6 @@
  * the usual loop from the chosen pool.
  */
 import { TiergridError, toTiergridError } from "../base/errors.ts";
-import type { PoolPlan } from "../core/pool-choice.ts";
 import {
   bestQuote,
   poolPrices,
@@ -24,7 +23,7 @@ import {
   queueWaitMs,
   scoreQuote,
 } from "../core/quote-choice.ts";
-import type { PoolDecision } from "./pool-decision.ts";
+import type { LiveRecord, PoolDecision } from "./pool-decision.ts";
 import {
   askQuote,
   type QuoteAsker,
@@ -35,29 +34,6 @@ import {
 
 /** Requests whose quotes are out at one time; one more follows the grid. */
 export const quoteRoundsMax = 1024;
-
-/** `prior`: no quote decided, the grid's pool stands. */
-export type LiveOutcome = "kept" | "left" | "prior" | "refused";
-
-/** What the live choice found, as `explain` shows it. */
-export interface LiveRecord {
-  readonly targets: QuoteTargets;
-  readonly quotes: readonly (QuoteRecord & { readonly scored: QuoteScore | undefined })[];
-  readonly outcome: LiveOutcome;
-  /** Why nobody was asked, where nobody was. */
-  readonly why: string | null;
-  readonly tookMs: number;
-  /** Where a request goes that left the grid. */
-  readonly plan: PoolPlan | undefined;
-  readonly refusal: LiveRefusal | undefined;
-}
-
-export interface LiveRefusal {
-  readonly error: TiergridError;
-  readonly retryAfterMs: number | undefined;
-  /** Targets that even the best quote misses. */
-  readonly missed: readonly ("ttft" | "itl")[];
-}
 
 export interface LiveChoice {
   /** Decides by quotes; never rejects, and takes two deadlines at most. */
@@ -193,43 +169,4 @@ function unattainable(quotes: readonly Quote[], { ttftMs, itlMs }: QuoteTargets)
     ...(ttftMs !== undefined && { best_ttft_ms: ttft }),
     ...(itlMs !== undefined && { best_itl_ms: itl }),
   });
-}
-
-/** The choice as a part of `explain`. */
-export function liveJson({ live, role, selection }: PoolDecision): object | null {
-  if (!live) return null;
-  const { targets, quotes, outcome, why, tookMs } = live;
-  const { selection: mode, quoteDeadlineMs } = role.quoting;
-  return {
-    mode,
-    outcome,
-    why,
-    grid_pool: selection.gridPool,
-    targets: { ttft_ms: targets.ttftMs ?? null, itl_ms: targets.itlMs ?? null },
-    quote_deadline_ms: quoteDeadlineMs,
-    ms: tookMs,
-    quotes: quotes.map(({ pool, router, outcome: ended, why: code, scored, ...rest }) => ({
-      pool,
-      namespace: role.pools[pool]?.namespace ?? null,
-      router,
-      outcome: ended,
-      why: code,
-      ms: rest.tookMs,
-      score: scored?.score ?? null,
-      meets: scored?.meets ?? null,
-      ...(rest.quote && { quote: quoteFields(rest.quote) }),
-    })),
-  };
-}
-
-function quoteFields(quote: Quote): object {
-  return {
-    predicted_ttft_ms: quote.predictedTtftMs,
-    predicted_itl_ms: quote.predictedItlMs,
-    queue_ms: quote.queueMs,
-    cached_tokens: quote.cachedTokens,
-    prefill_gpu_ms: quote.prefillGpuMs,
-    decode_gpu_ms: quote.decodeGpuMs,
-    gpus: quote.gpus,
-  };
 }

@@ -14,15 +14,39 @@ import {
   type PoolPlan,
   type PoolStateOf,
 } from "../core/pool-choice.ts";
+import type { QuoteScore, QuoteTargets } from "../core/quote-choice.ts";
 import { cellText, type PoolSelection, type Role, selectPool } from "../core/sla-grid.ts";
 import { resolveSlaTargets, type SlaDefaults } from "../core/sla-targets.ts";
 import type { Dispatch, HopDecision, Phase } from "../protocol/requests.ts";
-import { type LiveRecord, liveJson } from "./live-choice.ts";
 import type { ActiveConfig, ActiveRole, PoolHealth, PoolView } from "./pool-health.ts";
+import type { QuoteRecord } from "./pool-quotes.ts";
 
 export const decisionsKeptMax = 10_000;
 
 export type DecisionReason = "grid" | "override" | "live" | "spill" | "retry";
+
+/** `prior`: no quote decided, the grid's pool stands. */
+export type LiveOutcome = "kept" | "left" | "prior" | "refused";
+
+/** What the live choice found, as `explain` shows it. */
+export interface LiveRecord {
+  readonly targets: QuoteTargets;
+  readonly quotes: readonly (QuoteRecord & { readonly scored: QuoteScore | undefined })[];
+  readonly outcome: LiveOutcome;
+  /** Why nobody was asked, where nobody was. */
+  readonly why: string | null;
+  readonly tookMs: number;
+  /** Where a request goes that left the grid. */
+  readonly plan: PoolPlan | undefined;
+  readonly refusal: LiveRefusal | undefined;
+}
+
+export interface LiveRefusal {
+  readonly error: TiergridError;
+  readonly retryAfterMs: number | undefined;
+  /** Targets that even the best quote misses. */
+  readonly missed: readonly ("ttft" | "itl")[];
+}
 
 export interface AttemptRecord {
   readonly pool: number;
@@ -198,79 +222,4 @@ export class DecisionRing {
   get size(): number {
     return this.#byId.size;
   }
-}
-
-/** Schema `tiergrid.explain/1`, without the second tier; `dryRun` when nothing was sent. */
-export function explainDecision(decision: PoolDecision, model: string, dryRun: boolean) {
-  const { selection, plan, role, active, result } = decision;
-  const namespaceOf = (pool: number): string | null => role.pools[pool]?.namespace ?? null;
-  return {
-    schema: "tiergrid.explain/1",
-    decision_id: decision.id,
-    request_id: decision.requestId,
-    rid: decision.rid,
-    at: new Date(decision.atWallMs).toISOString(),
-    model,
-    mode: active.config.mode,
-    role: selection.role,
-    config_version: active.config.version,
-    dry_run: dryRun,
-    axes: selection.axes.map(axisJson),
-    grid: {
-      cell: cellText(selection.cell),
-      grid_pool: selection.gridPool,
-      namespace: namespaceOf(selection.gridPool),
-    },
-    override: overrideJson(decision),
-    live: liveJson(decision),
-    pools: decision.pools.map((pool) => poolJson(pool)),
-    order: {
-      retry_order: [plan.selected, ...plan.retryPools],
-      spill_order: plan.spillPools,
-      hops_allowed: plan.hopsMax,
-      attempts: decision.attempts.map(({ pool, via, router, outcome, tookMs }) => ({
-        pool,
-        via,
-        router,
-        outcome,
-        ms: tookMs,
-      })),
-    },
-    result: result && { ...result, namespace: namespaceOf(result.pool) },
-    notes: selection.axes.flatMap(({ axis, clamped }) =>
-      clamped === null ? [] : [`axis ${axis.name} clamped ${clamped}`],
-    ),
-  };
-}
-
-function axisJson({ axis, value, source, index, cellLow, cellHigh, clamped }: Reading) {
-  return {
-    name: axis.name,
-    value,
-    source,
-    min: axis.min,
-    max: axis.max,
-    resolution: axis.cells,
-    spacing: axis.spacing,
-    index,
-    cell_low: cellLow,
-    cell_high: cellHigh,
-    clamped,
-    distance_to_edges: { low: value - cellLow, high: cellHigh - value },
-  };
-}
-
-type Reading = PoolSelection["axes"][number];
-
-function overrideJson({ selection: { override }, priority }: PoolDecision) {
-  if (!override) return null;
-  const { rule, minPriority, maxPriority, targetPool } = override;
-  return { priority, rule, min: minPriority, max: maxPriority, target_pool: targetPool };
-}
-
-function poolJson({ index, namespace, priority, state, workers_ready, inflight }: PoolView) {
-  const eligible = state === "ready";
-  const whyNot = eligible ? null : state;
-  const place = { index, namespace, priority };
-  return { ...place, state, workers_ready, inflight, eligible, why_not: whyNot };
 }

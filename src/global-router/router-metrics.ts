@@ -10,8 +10,7 @@ import type {
   processMetrics,
 } from "../runtime/metric-table.ts";
 import type { Metrics } from "../runtime/metrics.ts";
-import type { LiveRecord } from "./live-choice.ts";
-import type { PoolDecision } from "./pool-decision.ts";
+import type { LiveRecord, PoolDecision } from "./pool-decision.ts";
 import {
   type ActiveConfig,
   inFlightOf,

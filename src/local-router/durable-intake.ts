@@ -37,6 +37,7 @@ import {
 } from "./snapshots.ts";
 import {
   consumerNameOf,
+  type DurableTotals,
   type StreamUpkeep,
   startUpkeep,
   type UpkeepSettings,
@@ -49,19 +50,6 @@ export const refusedPauseMs = 5_000;
 const firstWorkerPollMs = 100;
 /** Payload applied per turn of the event loop. */
 const turnBytesMax = 64 * 1024;
-
-export interface DurableTotals {
-  applied: number;
-  /** Messages of ranks that are neither here nor in the snapshot. */
-  foreign: number;
-  malformed: number;
-  restoredRanks: number;
-  badSnapshots: number;
-  savedSnapshots: number;
-  failedSnapshots: number;
-  /** Times the stream vanished and workers were asked for everything. */
-  rebuilds: number;
-}
 
 export interface DurableIntakeOptions extends UpkeepSettings {
   readonly tables: SnapshotTables & { readonly intake: EventIntake };

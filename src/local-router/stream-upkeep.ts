@@ -20,7 +20,6 @@ import {
   storeToken,
 } from "../runtime/durable-log.ts";
 import type { Log } from "../runtime/log.ts";
-import type { DurableTotals } from "./durable-intake.ts";
 import type { EventIntake, EventRank, HolderKey } from "./event-intake.ts";
 import {
   type MadeSnapshot,
@@ -47,6 +46,19 @@ const marksMax = 4096;
 
 /** Of a local router. */
 export const consumerNameOf = (inst: string): string => `${consumerPrefix}${storeToken(inst)}`;
+
+export interface DurableTotals {
+  applied: number;
+  /** Messages of ranks that are neither here nor in the snapshot. */
+  foreign: number;
+  malformed: number;
+  restoredRanks: number;
+  badSnapshots: number;
+  savedSnapshots: number;
+  failedSnapshots: number;
+  /** Times the stream vanished and workers were asked for everything. */
+  rebuilds: number;
+}
 
 export interface UpkeepSettings {
   /** Messages in no snapshot that call for one; null = no snapshots. */

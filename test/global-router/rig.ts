@@ -43,6 +43,7 @@ import {
   processMetrics,
 } from "../../src/runtime/metric-table.ts";
 import { createMetrics } from "../../src/runtime/metrics.ts";
+import { sampleCard } from "../runtime/sample-card.ts";
 
 export const model = "mock-model";
 
@@ -347,26 +348,14 @@ function receiptOf(
 }
 
 function cardOf(inst: string, namespace: string, role: CardRole): InstanceCard {
-  return {
-    inst,
+  return sampleCard(inst, {
     epoch: "0000000000000001",
     kind: "local",
-    namespace,
-    component: "router",
-    endpoint: "generate",
-    model,
-    role,
-    workerId: inst,
-    dpStart: 0,
-    dpSize: 1,
-    blockSize: 16,
+    ...{ namespace, component: "router", model, role },
     totalKvBlocks: 0,
     maxNumBatchedTokens: 0,
     contextLength: 4096,
-    state: "ready",
-    protocolVersions: [1],
-    identityHashes: false,
     kvEvents: false,
     workersReady: 2,
-  };
+  });
 }

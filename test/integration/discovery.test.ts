@@ -7,29 +7,10 @@ import { startEchoGate } from "../../src/runtime/echo-gate.ts";
 import type { InstanceCard } from "../../src/runtime/instance-card.ts";
 import { connectNatsBus } from "../../src/runtime/nats-bus.ts";
 import { until } from "../runtime/bus-conformance.ts";
+import { sampleCard } from "../runtime/sample-card.ts";
 import { startNats } from "./nats-fixture.ts";
 
-const card = (inst: string): InstanceCard => ({
-  inst,
-  epoch: newEpoch(random),
-  kind: "w",
-  namespace: "pool-1",
-  component: "backend",
-  endpoint: "generate",
-  model: "m",
-  role: "aggregated",
-  workerId: inst,
-  dpStart: 0,
-  dpSize: 1,
-  blockSize: 16,
-  totalKvBlocks: 1000,
-  maxNumBatchedTokens: 8192,
-  contextLength: 32_768,
-  state: "ready",
-  protocolVersions: [1],
-  identityHashes: true,
-  kvEvents: true,
-});
+const card = (inst: string): InstanceCard => sampleCard(inst, { epoch: newEpoch(random) });
 
 it("finds instances on a real server, keeps them over its restart and hears a goodbye", async () => {
   const server = await startNats();

@@ -25,6 +25,7 @@ import { createMemoryNetwork } from "../../src/runtime/memory-bus.ts";
 import { createMemoryDurableStore } from "../../src/runtime/memory-durable-log.ts";
 import { createDurableEvents } from "../../src/worker/durable-events.ts";
 import { EventRing } from "../../src/worker/event-ring.ts";
+import { sampleCard } from "../runtime/sample-card.ts";
 
 const { chain } = await loadBlockHasher();
 export const pool = { namespace: "pool", component: "backend" };
@@ -226,25 +227,6 @@ export function newRouter(
 }
 
 function routerCard(inst: string): InstanceCard {
-  return {
-    inst,
-    epoch: newEpoch(mulberry32(Number(inst))),
-    kind: "local",
-    ...pool,
-    component: "router",
-    endpoint: "generate",
-    model: "m",
-    role: "aggregated",
-    workerId: inst,
-    dpStart: 0,
-    dpSize: 1,
-    blockSize: 16,
-    totalKvBlocks: 1000,
-    maxNumBatchedTokens: 8192,
-    contextLength: 32_768,
-    state: "ready",
-    protocolVersions: [1],
-    identityHashes: false,
-    kvEvents: true,
-  };
+  const epoch = newEpoch(mulberry32(Number(inst)));
+  return sampleCard(inst, { epoch, kind: "local", ...pool, component: "router" });
 }

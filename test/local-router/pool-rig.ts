@@ -30,6 +30,7 @@ import { silentLog } from "../../src/runtime/log.ts";
 import { createMemoryNetwork } from "../../src/runtime/memory-bus.ts";
 import { createMetrics } from "../../src/runtime/metrics.ts";
 import { EventRing } from "../../src/worker/event-ring.ts";
+import { sampleCard } from "../runtime/sample-card.ts";
 
 export const blockSize = 16;
 const firstAttempt = 1 << 20;
@@ -172,27 +173,7 @@ function startWorker({ clock, random, network }: Place, inst: string, script: Wo
 }
 
 function plainCard(inst: string): InstanceCard {
-  return {
-    inst,
-    epoch: "00000000000000aa",
-    kind: "w",
-    namespace: "pool",
-    component: "backend",
-    endpoint: "generate",
-    model: "m",
-    role: "aggregated",
-    workerId: inst,
-    dpStart: 0,
-    dpSize: 1,
-    blockSize,
-    totalKvBlocks: 1000,
-    maxNumBatchedTokens: 8192,
-    contextLength: 32_768,
-    state: "ready",
-    protocolVersions: [1],
-    identityHashes: false,
-    kvEvents: true,
-  };
+  return sampleCard(inst, { epoch: "00000000000000aa", namespace: "pool", blockSize });
 }
 
 function receiptOf(manner: Manner, inst: string, { envelope }: Dispatch): Receipt | undefined {

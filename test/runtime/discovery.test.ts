@@ -13,33 +13,9 @@ import {
   type InstanceCard,
 } from "../../src/runtime/instance-card.ts";
 import { createMemoryNetwork } from "../../src/runtime/memory-bus.ts";
+import { sampleCard } from "./sample-card.ts";
 
 const epochs = ["aaaaaaaaaaaaaaaa", "bbbbbbbbbbbbbbbb", "cccccccccccccccc", "dddddddddddddddd"];
-
-function cardOf(inst: string, change: Partial<InstanceCard> = {}): InstanceCard {
-  return {
-    inst,
-    epoch: epochs[0]!,
-    kind: "w",
-    namespace: "pool-1",
-    component: "backend",
-    endpoint: "generate",
-    model: "m",
-    role: "aggregated",
-    workerId: inst,
-    dpStart: 0,
-    dpSize: 1,
-    blockSize: 16,
-    totalKvBlocks: 1000,
-    maxNumBatchedTokens: 8192,
-    contextLength: 32_768,
-    state: "ready",
-    protocolVersions: [1],
-    identityHashes: true,
-    kvEvents: true,
-    ...change,
-  };
-}
 
 function rig(accept?: (card: InstanceCard) => boolean) {
   const clock = new ManualClock();
@@ -53,7 +29,7 @@ function rig(accept?: (card: InstanceCard) => boolean) {
   table.onChange(({ type, card }) => void changes.push(`${type} ${card.inst}`));
   const start = (inst: string, change: () => Partial<InstanceCard> = () => ({})) => {
     const bus = network.connect({ role: "wk" });
-    return { bus, ...announce({ bus, clock, random, card: () => cardOf(inst, change()) }) };
+    return { bus, ...announce({ bus, clock, random, card: () => sampleCard(inst, change()) }) };
   };
   const run = (ms: number): void => clock.advanceTo(clock.nowMs() + ms);
   return { clock, network, watcher, gate, table, changes, start, run };
@@ -65,7 +41,7 @@ it("lists an instance at its first heartbeat and keeps it as long as it beats", 
   const { table, changes, start, run } = rig();
   start("1");
   run(0);
-  expect([...table.instances()].map(({ card }) => card)).toEqual([cardOf("1")]);
+  expect([...table.instances()].map(({ card }) => card)).toEqual([sampleCard("1")]);
   expect(table.isUsable("1")).toBe(true);
   run(60_000);
   expect(changes).toEqual(["up 1"]);
@@ -93,13 +69,13 @@ it("suspects after 2.5 s of silence, forgets after 6 s, and takes a comeback", (
   run(leaseTiming.sweepMs);
   expect(table.get("1")?.health).toBe("suspect");
   expect(table.isUsable("1")).toBe(false);
-  beat(watcher, cardOf("1"));
+  beat(watcher, sampleCard("1"));
   run(0);
   expect(table.isUsable("1")).toBe(true);
   run(leaseTiming.goneMs + leaseTiming.sweepMs);
   expect(table.get("1")).toBeUndefined();
   expect([...table.instances()]).toEqual([]);
-  beat(watcher, cardOf("1"));
+  beat(watcher, sampleCard("1"));
   run(0);
   const expected = ["up 1", "suspect 1", "changed 1", "suspect 1", "gone 1", "up 1"];
   expect(changes).toEqual(expected);
@@ -112,20 +88,20 @@ it("forgets at once after goodbye, and that life does not come back", () => {
   worker.goodbye();
   run(0);
   expect(table.get("1")).toBeUndefined();
-  beat(watcher, cardOf("1"));
+  beat(watcher, sampleCard("1"));
   run(5000);
   expect(changes).toEqual(["up 1", "gone 1"]);
-  beat(watcher, cardOf("1", { epoch: epochs[1]! }));
+  beat(watcher, sampleCard("1", { epoch: epochs[1]! }));
   run(0);
   expect(changes).toEqual(["up 1", "gone 1", "up 1"]);
 });
 
 it("tells a new life as restarted and ignores the old one's late messages", () => {
   const { table, changes, run, watcher } = rig();
-  beat(watcher, cardOf("1"));
-  beat(watcher, cardOf("1", { epoch: epochs[1]! }));
-  beat(watcher, cardOf("1"));
-  beat(watcher, cardOf("1"), true);
+  beat(watcher, sampleCard("1"));
+  beat(watcher, sampleCard("1", { epoch: epochs[1]! }));
+  beat(watcher, sampleCard("1"));
+  beat(watcher, sampleCard("1"), true);
   run(0);
   expect(changes).toEqual(["up 1", "restarted 1"]);
   expect(table.get("1")?.card.epoch).toBe(epochs[1]);
@@ -200,7 +176,7 @@ it("grants at most one heartbeat beyond the thaw, however long the freeze was", 
   run(5000);
   network.faults.freeze(watcher);
   // Held back, and ahead of the echo that thaws.
-  beat(watcher, cardOf("1"));
+  beat(watcher, sampleCard("1"));
   run(30_000);
   network.faults.thaw(watcher);
   run(leaseTiming.heartbeatMs + leaseTiming.suspectMs);
@@ -244,13 +220,13 @@ it("inhibits for 5 s, doubling to 60 s, and starts again after a quiet minute", 
 it("holds out an instance that goes down three times in a minute", () => {
   const { table, run, watcher } = rig();
   for (const epoch of epochs) {
-    beat(watcher, cardOf("1", { epoch }));
+    beat(watcher, sampleCard("1", { epoch }));
     run(1000);
   }
   expect(table.inhibition("1")).toBe("flapping");
   expect(table.isUsable("1")).toBe(false);
   for (let second = 0; second < 9; second++) {
-    beat(watcher, cardOf("1", { epoch: epochs[3]! }));
+    beat(watcher, sampleCard("1", { epoch: epochs[3]! }));
     run(1000);
   }
   expect(table.isUsable("1")).toBe(true);
@@ -267,12 +243,12 @@ it("lists only accepted cards", () => {
 
 it("holds at most 10,000 instances and lets a gone one make room", () => {
   const { table, run, watcher } = rig();
-  for (let index = 0; index <= instancesMax; index++) beat(watcher, cardOf(`${index}`));
+  for (let index = 0; index <= instancesMax; index++) beat(watcher, sampleCard(`${index}`));
   run(0);
   expect([...table.instances()].length).toBe(instancesMax);
   expect(table.counts.refused).toBe(1);
-  beat(watcher, cardOf("5"), true);
-  beat(watcher, cardOf(`${instancesMax}`));
+  beat(watcher, sampleCard("5"), true);
+  beat(watcher, sampleCard(`${instancesMax}`));
   run(0);
   expect(table.get(`${instancesMax}`)).toBeDefined();
   expect([...table.instances()].length).toBe(instancesMax);
@@ -280,10 +256,10 @@ it("holds at most 10,000 instances and lets a gone one make room", () => {
 
 it("forgets a gone instance's past after five minutes", () => {
   const { table, changes, run, watcher } = rig();
-  beat(watcher, cardOf("1"));
-  beat(watcher, cardOf("1"), true);
+  beat(watcher, sampleCard("1"));
+  beat(watcher, sampleCard("1"), true);
   run(leaseTiming.memoryMs + leaseTiming.sweepMs * 2);
-  beat(watcher, cardOf("1"));
+  beat(watcher, sampleCard("1"));
   run(0);
   expect(changes.at(-1)).toBe("up 1");
   expect(table.get("1")).toBeDefined();
@@ -291,7 +267,10 @@ it("forgets a gone instance's past after five minutes", () => {
 
 it("counts a heartbeat on another instance's subject as malformed", () => {
   const { table, run, watcher } = rig();
-  watcher.publish(heartbeatSubject("2"), encodeHeartbeat({ card: cardOf("1"), goodbye: false }));
+  watcher.publish(
+    heartbeatSubject("2"),
+    encodeHeartbeat({ card: sampleCard("1"), goodbye: false }),
+  );
   run(0);
   expect(table.counts.malformed).toBe(1);
   expect([...table.instances()]).toEqual([]);
@@ -310,7 +289,7 @@ it("leaves no timer behind", () => {
 });
 
 it("carries every field of a card and ignores unknown ones", () => {
-  const card = cardOf("7", {
+  const card = sampleCard("7", {
     kind: "local",
     role: "decode",
     state: "starting",
@@ -330,7 +309,7 @@ it("carries every field of a card and ignores unknown ones", () => {
 
 it("never throws on hostile bytes or fields", () => {
   const wire = JSON.parse(
-    new TextDecoder().decode(encodeHeartbeat({ card: cardOf("1"), goodbye: false })),
+    new TextDecoder().decode(encodeHeartbeat({ card: sampleCard("1"), goodbye: false })),
   );
   fc.assert(
     fc.property(fc.uint8Array({ maxLength: 200 }), (bytes) => {

@@ -10,57 +10,40 @@ import { decodeJsonFrame } from "../src/protocol/stream-json.ts";
 import type { Bus } from "../src/runtime/bus.ts";
 import type { StreamSink } from "../src/runtime/owner-request.ts";
 import { createStreamOwner, type StreamOwner } from "../src/runtime/stream-owner.ts";
+import { busWire, type RelayWire, relayClient } from "./baselines/relay.ts";
 import {
   acceptTimeoutMs,
-  type Counted,
+  type Client,
   type Counter,
   closed,
   ended,
   type Go,
+  longPrompt,
   pacedStepMs,
+  runWindows,
   subjectOf,
 } from "./stream-bench-go.ts";
 import { sseClient } from "./stream-bench-sse.ts";
 
-type Client = (go: Go, counter: Counter) => void;
-
 const promptTokens = Uint32Array.from({ length: 16 }, (_, index) => index);
-const decoder = new TextDecoder();
 
-/** Runs the windows that the parent asks for. */
+/** The client of the relay on the plain wire. */
+export function plainClient(wire: RelayWire): void {
+  runWindows(baselineClients(wire));
+}
+
 export function client(bus: Bus): void {
   const owner = createStreamOwner({ bus, clock: realClock, random: osRandom, acceptTimeoutMs });
-  const json = jsonClient(bus);
   const prompt = promptClient(bus);
-  const clients: Readonly<Record<Go["mode"], Client>> = {
-    relay: json,
-    json,
+  runWindows({
+    ...baselineClients(busWire(bus)),
+    json: jsonClient(bus),
     bundle: (go, counter) => closedLoop(owner, go, counter),
     sse: sseClient((go, sink) => callOwner(owner, go, sink)),
     open: (go, counter) => openLoop(owner, go, counter),
     "prompt-json": prompt,
     "prompt-frame": prompt,
-  };
-  process.on("message", (go: Go) => {
-    if (go.type !== "go") return;
-    // Where answers start by themselves, what starts them counts as open.
-    const open = go.mode === "open" || go.mode === "sse" ? 1 : go.streams;
-    const counter: Counter = { units: 0, open, failed: 0, stopped: false, firstTokensMs: [] };
-    clients[go.mode](go, counter);
-    setTimeout(() => countWindow(go, counter), go.warmupMs);
   });
-}
-
-function countWindow(go: Go, counter: Counter): void {
-  process.send?.({ type: "warm" });
-  counter.firstTokensMs = [];
-  const [startMs, startUnits] = [realClock.nowMs(), counter.units];
-  setTimeout(() => {
-    const { failed, firstTokensMs } = counter;
-    const [units, ms] = [counter.units - startUnits, realClock.nowMs() - startMs];
-    counter.stopped = true;
-    process.send?.({ type: "counted", units, ms, failed, firstTokensMs } satisfies Counted);
-  }, go.windowMs);
 }
 
 /** Our owner: the whole protocol with credit, acknowledgements and timers. */
@@ -130,22 +113,42 @@ function openLoop(owner: StreamOwner, go: Go, counter: Counter): void {
   arrive();
 }
 
-/** A plain client of one JSON message per token: the baseline's (`relay`) or our wire's (`json`). */
-function jsonClient(bus: Bus): (go: Go, counter: Counter) => void {
+/** Clients of the relay: tokens of closed loops, and prompts that a worker drops. */
+function baselineClients(wire: RelayWire): Readonly<Record<"relay" | "prompt-relay", Client>> {
+  const askRelay = relayClient(wire, osRandom);
+  const long = Array.from(longPrompt());
+  const clientOf =
+    (isPrompt: boolean): Client =>
+    (go, counter) => {
+      const tokenIds = isPrompt ? long : Array.from(promptTokens);
+      const ask = (): void => {
+        const end = (): void => {
+          if (isPrompt) counter.units += 1;
+          ended(counter, ask);
+        };
+        const token = (): void => {
+          counter.units += 1;
+        };
+        askRelay({ inst: go.inst, maxTokens: go.outputTokens, tokenIds }, token, end);
+      };
+      for (let stream = 0; stream < go.streams; stream++) ask();
+    };
+  return { relay: clientOf(false), "prompt-relay": clientOf(true) };
+}
+
+/** A plain client of our wire: one JSON message per token. */
+function jsonClient(bus: Bus): Client {
   let asked = 0;
   let current: { go: Go; counter: Counter } | undefined;
   const ask = (go: Go): void => {
     const subject = `${bus.inboxPrefix}.j.${asked++}`;
     const dispatch = dispatchTo(subject, promptTokens, go.outputTokens);
-    const next = subjectOf(go.inst);
-    if (go.mode === "relay") bus.publish(next, encodeDispatchJson(dispatch), { reply: subject });
-    else void bus.request(next, encodeDispatch(dispatch), { timeoutMs: 10_000 });
+    void bus.request(subjectOf(go.inst), encodeDispatch(dispatch), { timeoutMs: 10_000 });
   };
   bus.subscribe(`${bus.inboxPrefix}.j.*`, ({ payload }) => {
     if (!current) return;
     const { go, counter } = current;
-    const frame: { readonly type: string } | undefined =
-      go.mode === "json" ? decodeJsonFrame(payload)?.frame : JSON.parse(decoder.decode(payload));
+    const frame = decodeJsonFrame(payload)?.frame;
     if (frame?.type === "tokens") counter.units += 1;
     else if (frame?.type === "end" || frame?.type === "error") {
       counter.failed += frame.type === "end" ? 0 : 1;
@@ -177,8 +180,8 @@ function dispatchTo(subject: string, tokens: Uint32Array, maxTokens: number): Di
 }
 
 /** Requests of 131,072 tokens that a worker accepts and drops; counts receipts. */
-function promptClient(bus: Bus): (go: Go, counter: Counter) => void {
-  const tokens = Uint32Array.from({ length: 131_072 }, (_, index) => (index * 7919) % 128_000);
+function promptClient(bus: Bus): Client {
+  const tokens = longPrompt();
   return (go, counter) => {
     const encode = go.mode === "prompt-json" ? encodeDispatchJson : encodeDispatch;
     const ask = async (): Promise<void> => {

@@ -1,19 +1,18 @@
 /**
  * One process of the stream bench: `node stream-bench-process.js <role> <url> <inst> <next>`. Roles
  *
- *   relay-worker            answers a JSON request with one JSON message per token
- *   relay-router <next>     opens a stream of its own, parses and prints every message (baseline)
+ *   plain-worker, plain-router <next>, plain-client   the baseline: `baselines/relay.ts`
+ *   relay-worker, relay-router <next>                 the same on our bus; `client` asks
  *   worker                  ours: stream sender, bundles or JSON as the request asks
  *   router <next>           ours: passes the request on, answers with the receipt, sees no token
  *   dispatcher <next>       the routers' dispatcher with a policy that knows one next hop
  *   client                  asks and counts: `stream-bench-client.ts`
  *   sink                    readers of server-sent events: `stream-bench-sse.ts`
  *
- * The baseline's frames have the fields of ours and are parsed without checks, as cheaply as JSON
- * allows; it has no receipts, acknowledgements or timers. An engine step makes one token for every
- * running stream, one step per loop turn; an answer that asks for a paced engine gets its first token
- * at once and one every 20 ms. The parent talks over IPC: `cpu` answers this process's
- * CPU time, `go` (client) runs one window and says `idle` when its last stream has ended.
+ * An engine step makes one token for every running stream, one step per loop turn; an answer that
+ * asks for a paced engine gets its first token at once and one every 20 ms. The parent talks over
+ * IPC: `cpu` answers this process's CPU time, `go` (clients) runs one window and says `idle` when
+ * its last stream has ended.
  */
 import { realClock } from "../src/base/clock.ts";
 import { osRandom } from "../src/base/random.ts";
@@ -31,85 +30,10 @@ import { Dispatcher } from "../src/runtime/dispatcher.ts";
 import { connectNatsBus } from "../src/runtime/nats-bus.ts";
 import { NoticeOutbox } from "../src/runtime/notice-outbox.ts";
 import { createStreamSender, type SenderStream } from "../src/runtime/stream-sender.ts";
-import { client } from "./stream-bench-client.ts";
-import { acceptTimeoutMs, kindOf, pacedStepMs, subjectOf } from "./stream-bench-go.ts";
+import { busWire, plainWire, type RelayWire, relayRouter, relayWorker } from "./baselines/relay.ts";
+import { client, plainClient } from "./stream-bench-client.ts";
+import { acceptTimeoutMs, kindOf, loop, pacedStepMs, subjectOf } from "./stream-bench-go.ts";
 import { sink } from "./stream-bench-sse.ts";
-
-const encoder = new TextEncoder();
-const decoder = new TextDecoder();
-/** The baseline cannot repair a message that the bus sheds; of long answers up to 11 MB wait. */
-const unshed = { traffic: "control" } as const;
-/** Calls `step` once per loop turn while it says that there is work. */
-function loop(step: () => boolean): () => void {
-  let running = false;
-  const turn = (): void => {
-    if (step()) setImmediate(turn);
-    else running = false;
-  };
-  return () => {
-    if (running) return;
-    running = true;
-    setImmediate(turn);
-  };
-}
-
-interface RelayRequest {
-  readonly stop_conditions: { readonly max_tokens: number };
-  readonly tiergrid: { readonly rid: string; readonly attempt: number };
-}
-
-interface RelayStream {
-  readonly reply: string;
-  readonly ids: { readonly rid: string; readonly attempt: number };
-  readonly total: number;
-  made: number;
-}
-
-function relayWorker(bus: Bus, inst: string): void {
-  const running: RelayStream[] = [];
-  const wake = loop(() => {
-    for (let index = running.length - 1; index >= 0; index--) {
-      const stream = running[index]!;
-      const { reply, ids, total, made } = stream;
-      const frame = { type: "tokens", ...ids, first: made, token_ids: [1000 + made] };
-      bus.publish(reply, encoder.encode(JSON.stringify(frame)), unshed);
-      stream.made += 1;
-      if (stream.made < total) continue;
-      const end = { type: "end", ...ids, total, finish_reason: "length" };
-      bus.publish(reply, encoder.encode(JSON.stringify(end)), unshed);
-      running.splice(index, 1);
-    }
-    return running.length > 0;
-  });
-  bus.subscribe(subjectOf(inst), ({ payload, reply }) => {
-    const request: RelayRequest = JSON.parse(decoder.decode(payload));
-    const { rid, attempt } = request.tiergrid;
-    const total = request.stop_conditions.max_tokens;
-    if (reply !== undefined && total > 0) {
-      running.push({ reply, ids: { rid, attempt }, total, made: 0 });
-    }
-    wake();
-  });
-}
-
-function relayRouter(bus: Bus, inst: string, next: string): void {
-  const callers = new Map<string, string>();
-  let opened = 0;
-  bus.subscribe(`${bus.inboxPrefix}.r.*`, ({ subject, payload }) => {
-    const caller = callers.get(subject);
-    if (caller === undefined) return;
-    const frame: { type: string } = JSON.parse(decoder.decode(payload));
-    bus.publish(caller, encoder.encode(JSON.stringify(frame)), unshed);
-    if (frame.type === "end") callers.delete(subject);
-  });
-  bus.subscribe(subjectOf(inst), ({ payload, reply }) => {
-    const request: unknown = JSON.parse(decoder.decode(payload));
-    const stream = `${bus.inboxPrefix}.r.${opened++}`;
-    if (reply !== undefined) callers.set(stream, reply);
-    const bytes = encoder.encode(JSON.stringify(request));
-    bus.publish(subjectOf(next), bytes, { reply: stream });
-  });
-}
 
 interface Running {
   readonly stream: SenderStream;
@@ -234,6 +158,14 @@ async function main(): Promise<void> {
     sink(Number(url), Number(inst));
     return;
   }
+  if (role.startsWith("plain-")) {
+    const wire = await plainWire(url);
+    if (role === "plain-client") plainClient(wire);
+    else relay(role, wire, inst, next);
+    await wire.flush();
+    ready();
+    return;
+  }
   const busRole = role === "client" ? "fe" : "wk";
   const bus = await connectNatsBus({
     servers: [url],
@@ -242,13 +174,21 @@ async function main(): Promise<void> {
     random: osRandom,
     failFast: true,
   });
-  if (role === "relay-worker") relayWorker(bus, inst);
-  else if (role === "relay-router") relayRouter(bus, inst, next);
+  if (role.startsWith("relay-")) relay(role, busWire(bus), inst, next);
   else if (role === "worker") worker(bus, inst);
   else if (role === "router") router(bus, inst, next);
   else if (role === "dispatcher") dispatcher(bus, inst, next);
   else client(bus);
   await bus.flush();
+  ready();
+}
+
+function relay(role: string, wire: RelayWire, inst: string, next: string): void {
+  if (role.endsWith("worker")) relayWorker(wire, inst);
+  else relayRouter(wire, inst, next);
+}
+
+function ready(): void {
   process.on("message", (message: { type: string }) => {
     if (message.type === "cpu") process.send?.({ type: "cpu", ...process.cpuUsage() });
   });

@@ -1,36 +1,28 @@
 /**
  * R1-R3, P1: streams and large prompts over a real nats-server, every part in a process of its own,
- * compiled as it ships. R is the baseline: two routers that each open a stream, parse and print one
- * JSON message per token. 64 streams; an engine step makes one token for each at once. Rows without
+ * compiled as it ships. The baseline is a relay, `baselines/relay.ts`, on the plain client of NATS; further
+ * rows show the same relay on our bus. 64 streams; an engine step makes one token for each at once. Rows without
  * `of 1000` are answers of 100 tokens, the target: there, what a request costs counts as much as
  * what its tokens cost.
  */
-import { type ChildProcess, execFile, fork } from "node:child_process";
-import { readFile } from "node:fs/promises";
-import { join } from "node:path";
-import { fileURLToPath } from "node:url";
-import { promisify } from "node:util";
 import { realClock, sleep } from "../src/base/clock.ts";
-import { findNatsServer } from "../src/runtime/find-nats-server.ts";
-import { type NatsServer, startNatsServer } from "../src/runtime/nats-server.ts";
 import { type BenchOptions, type BenchRow, median, quantile } from "./bench-row.ts";
+import {
+  childOf,
+  cpuTimes,
+  type Fleet,
+  messageOf,
+  startFleet,
+  stopFleet,
+} from "./stream-bench-fleet.ts";
 import { type ClientMode, type Counted, type Go, pacedStepMs } from "./stream-bench-go.ts";
 
-const root = fileURLToPath(new URL("..", import.meta.url));
-const cacheDir = join(root, ".cache", "nats-server");
-/** Compiled processes; inside the project, so that they find its packages. */
-const outDir = join(root, ".cache", "bench");
-/** Names a directory to write a CPU profile of every process to. */
-const profileDir = process.env["BENCH_CPU_PROFILES"];
 /** How long the streams of a window may take to end after it. */
 const idleMaxMs = 10_000;
 /** Until the readers of events have started and asked. */
 const sseWarmupMs = 2_000;
 /** Mean answer of the Mooncake conversation trace. */
 const meanOutputTokens = 343;
-/** Clock ticks per second of /proc/<pid>/stat. */
-const ticksPerSecond = 100;
-
 interface Measured {
   readonly unitsPerSecond: number;
   /** CPU per unit in µs: of all processes with the broker, of one router, of client and worker. */
@@ -40,23 +32,6 @@ interface Measured {
   readonly failed: number;
   readonly firstTokensMs: readonly number[];
 }
-
-interface Fleet {
-  readonly server: NatsServer;
-  readonly children: ReadonlyMap<string, ChildProcess>;
-}
-
-const roles: readonly (readonly [name: string, role: string, next?: string])[] = [
-  ["relay-worker", "relay-worker"],
-  ["relay-b", "relay-router", "relay-worker"],
-  ["relay-a", "relay-router", "relay-b"],
-  ["worker", "worker"],
-  ["router-b", "router", "worker"],
-  ["router-a", "router", "router-b"],
-  ["dispatcher-b", "dispatcher", "worker"],
-  ["dispatcher-a", "dispatcher", "dispatcher-b"],
-  ["client", "client"],
-];
 
 export async function run({ quick, groups }: BenchOptions): Promise<BenchRow[]> {
   const chosen = groups ?? Object.keys(rowGroups);
@@ -74,8 +49,7 @@ export async function run({ quick, groups }: BenchOptions): Promise<BenchRow[]> 
     }
     return rows;
   } finally {
-    for (const child of fleet.children.values()) child.disconnect();
-    await fleet.server.stop();
+    await stopFleet(fleet);
   }
 }
 
@@ -88,26 +62,36 @@ interface Load {
 /** What `--rows` can name. */
 const rowGroups: Readonly<Record<string, (load: Load) => Promise<BenchRow[]>>> = {
   r1: async (load) => {
-    const r1 = await againstRelay(load, "json", "router-a", 100);
+    const [r1, onBus] = await againstRelays(load, "json", "router-a");
     return [
       rate("R1 direct JSON / relayed", "tok/s", r1, "≥ 2x"),
       cpu("R1 CPU per router", "µs/tok", r1, "routerCpuUs", "≥ 10x"),
+      rate("R1, relay over our bus", "tok/s", onBus, "-"),
     ];
   },
   r2: async (load) => {
-    const r2 = await againstRelay(load, "bundle", "router-a", 100);
+    const [r2, onBus] = await againstRelays(load, "bundle", "router-a");
     return [
       rate("R2 direct bundles / relayed", "tok/s", r2, "≥ 8x"),
       cpu("R2 CPU, all", "µs/tok", r2, "cpuUs", "≥ 8x"),
       cpu("R2 CPU per router", "µs/tok", r2, "routerCpuUs", "≥ 10x"),
+      rate("R2, relay over our bus", "tok/s", onBus, "-"),
+      cpu("R2, relay over our bus, CPU, all", "µs/tok", onBus, "cpuUs", "-"),
     ];
   },
   r3: async (load) => {
-    const [relay, bundle] = [goOf(load, "relay", "relay-worker"), goOf(load, "bundle", "worker")];
-    const r3 = await compare(load, relay, bundle);
+    const sides = [
+      goOf(load, "relay", "relay-worker"),
+      goOf(load, "relay", "plain-worker"),
+      goOf(load, "json", "worker"),
+      goOf(load, "bundle", "worker"),
+    ];
+    const [bus = [], plain = [], sender = [], ours = []] = await alternate(load, sides);
     return [
-      rate("R3 bundles / JSON per token, no hop", "tok/s", r3, "≥ 4x"),
-      cpu("R3 CPU, all", "µs/tok", r3, "cpuUs", "-"),
+      rate("R3 bundles / JSON per token, no hop", "tok/s", { baseline: bus, ours }, "≥ 4x"),
+      cpu("R3 CPU, all", "µs/tok", { baseline: bus, ours }, "cpuUs", "-"),
+      rate("R3, JSON on the plain client", "tok/s", { baseline: plain, ours }, "-"),
+      rate("R3, JSON of our own sender", "tok/s", { baseline: sender, ours }, "-"),
     ];
   },
   long: async (load) => {
@@ -131,7 +115,7 @@ const rowGroups: Readonly<Record<string, (load: Load) => Promise<BenchRow[]>>> =
   },
   share: async (load) => {
     // The readers' requests are few: the dispatchers' code has run often enough to be compiled.
-    await compare({ ...load, rounds: 1 }, ...relayAnd(load, "bundle", "dispatcher-a", 20));
+    await alternate({ ...load, rounds: 0 }, relayAnd(load, "bundle", "dispatcher-a", 20));
     const mean = await againstRelay(load, "sse", "dispatcher-a", meanOutputTokens);
     const long = await againstRelay(load, "sse", "dispatcher-a", 1000);
     return [
@@ -145,12 +129,21 @@ const rowGroups: Readonly<Record<string, (load: Load) => Promise<BenchRow[]>>> =
     return [addedFirst(0.5, first, "+2 ms"), addedFirst(0.99, first, "+10 ms")];
   },
   p1: async (load) => {
-    const prompt = { streams: 4, outputTokens: 0 };
-    const json = { ...goOf(load, "prompt-json", "router-a"), ...prompt };
-    const p1 = await compare(load, json, { ...json, mode: "prompt-frame" });
+    const of = (mode: ClientMode, inst: string): GoOptions => ({
+      ...goOf(load, mode, inst, 0),
+      streams: 4,
+    });
+    const sides = [
+      of("prompt-relay", "plain-a"),
+      of("prompt-json", "router-a"),
+      of("prompt-frame", "router-a"),
+    ];
+    const [baseline = [], json = [], ours = []] = await alternate(load, sides);
+    const p1 = { baseline, ours };
     return [
       rate("P1 128k prompt, frame / JSON", "req/s", p1, "≥ 3x"),
       cpu("P1 CPU per router", "µs/req", p1, "routerCpuUs", "≥ 6x"),
+      rate("P1, JSON through our routers", "req/s", { baseline: json, ours }, "-"),
     ];
   },
 };
@@ -167,16 +160,33 @@ function relayAnd(
   inst: string,
   outputTokens: number,
 ): readonly [GoOptions, GoOptions] {
-  return [goOf(load, "relay", "relay-a", outputTokens), goOf(load, mode, inst, outputTokens)];
+  return [goOf(load, "relay", "plain-a", outputTokens), goOf(load, mode, inst, outputTokens)];
 }
 
-function againstRelay(
+async function againstRelay(
   load: Load,
   mode: ClientMode,
   inst: string,
   outputTokens: number,
 ): Promise<Comparison> {
-  return compare(load, ...relayAnd(load, mode, inst, outputTokens));
+  const sides = relayAnd(load, mode, inst, outputTokens);
+  const [baseline = [], ours = []] = await alternate(load, sides);
+  return { baseline, ours };
+}
+
+/** A candidate against the relay on the plain client, and against the relay on our bus. */
+async function againstRelays(
+  load: Load,
+  mode: ClientMode,
+  inst: string,
+): Promise<readonly [Comparison, Comparison]> {
+  const [relay, candidate] = relayAnd(load, mode, inst, 100);
+  const sides = [relay, goOf(load, "relay", "relay-a"), candidate];
+  const [plain = [], onBus = [], ours = []] = await alternate(load, sides);
+  return [
+    { baseline: plain, ours },
+    { baseline: onBus, ours },
+  ];
 }
 
 type GoOptions = Omit<Go, "type">;
@@ -186,24 +196,24 @@ interface Comparison {
   readonly ours: readonly Measured[];
 }
 
-/** Alternates both sides; the first round warms up and is dropped. */
-async function compare(
+/** Measures the sides in turns; the first round warms up and is dropped. */
+async function alternate(
   { fleet, rounds }: Load,
-  baseline: GoOptions,
-  ours: GoOptions,
-): Promise<Comparison> {
-  const found: { baseline: Measured[]; ours: Measured[] } = { baseline: [], ours: [] };
+  sides: readonly GoOptions[],
+): Promise<readonly Measured[][]> {
+  const found: Measured[][] = sides.map(() => []);
   for (let round = 0; round <= rounds; round++) {
-    const [theirs, mine] = [await measure(fleet, baseline), await measure(fleet, ours)];
-    if (round === 0) continue;
-    found.baseline.push(theirs);
-    found.ours.push(mine);
+    for (const [index, side] of sides.entries()) {
+      const measured = await measure(fleet, side);
+      if (round > 0) found[index]?.push(measured);
+    }
   }
   return found;
 }
 
 async function measure(fleet: Fleet, go: GoOptions): Promise<Measured> {
-  const client = childOf(fleet, "client");
+  const family = familyOf(go.inst);
+  const client = childOf(fleet, family.client);
   // Listened for before anything is asked: on a busy machine a window is over before all have
   // told their CPU time.
   const [warm, count, idle] = ["warm", "counted", "idle"].map((type) => messageOf(client, type));
@@ -217,18 +227,22 @@ async function measure(fleet: Fleet, go: GoOptions): Promise<Measured> {
   await Promise.race([idle, sleep(realClock, idleMaxMs)]);
   const spent = (names: readonly string[]): number =>
     names.reduce((sum, name) => sum + (after.get(name) ?? 0) - (before.get(name) ?? 0), 0);
-  const isRelay = go.mode === "relay";
-  const kind = go.inst.startsWith("dispatcher") ? "dispatcher" : "router";
-  const routers = isRelay ? ["relay-a", "relay-b"] : [`${kind}-a`, `${kind}-b`];
-  const ends = ["client", isRelay ? "relay-worker" : "worker"];
   return {
     unitsPerSecond: (1000 * counted.units) / counted.ms,
     cpuUs: spent([...after.keys()]) / counted.units,
-    routerCpuUs: spent(routers) / 2 / counted.units,
-    endsCpuUs: spent(ends) / counted.units,
+    routerCpuUs: spent(family.routers) / 2 / counted.units,
+    endsCpuUs: spent([family.client, family.worker]) / counted.units,
     failed: counted.failed,
     firstTokensMs: counted.firstTokensMs,
   };
+}
+
+/** The processes that a request to `inst` concerns. */
+function familyOf(inst: string): { client: string; routers: readonly string[]; worker: string } {
+  const name = inst.replace(/-.*/, "");
+  const routers = [`${name}-a`, `${name}-b`];
+  if (name === "plain") return { client: "plain-client", routers, worker: "plain-worker" };
+  return { client: "client", routers, worker: name === "relay" ? "relay-worker" : "worker" };
 }
 
 interface FirstTokens {
@@ -262,21 +276,6 @@ function addedFirst(q: number, { direct, tiers, failed }: FirstTokens, target: s
   const note = failed > 0 ? `${added}, ${failed} answers failed` : added;
   const id = `first token p${100 * q}, through both tiers`;
   return { id, unit: "ms", baseline, ours, ratio: baseline / ours, target, note };
-}
-
-/** CPU time in µs so far, by process; `server` is the broker. */
-async function cpuTimes(fleet: Fleet): Promise<Map<string, number>> {
-  const times = new Map<string, number>();
-  const ask = async ([name, child]: readonly [string, ChildProcess]): Promise<void> => {
-    child.send({ type: "cpu" });
-    const usage = (await messageOf(child, "cpu")) as unknown as NodeJS.CpuUsage;
-    times.set(name, usage.user + usage.system);
-  };
-  await Promise.all([...fleet.children].map(ask));
-  const stat = await readFile(`/proc/${fleet.server.pid}/stat`, "utf8");
-  const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-  const ticks = Number(fields[11]) + Number(fields[12]);
-  return times.set("server", (1e6 * ticks) / ticksPerSecond);
 }
 
 function rate(id: string, unit: string, found: Comparison, target: string): BenchRow {
@@ -315,59 +314,4 @@ function routerShare(id: string, found: Comparison | undefined, target: string):
 
 function row(fields: Omit<BenchRow, "ratio">, ratios: readonly number[]): BenchRow {
   return { ...fields, ratio: median(ratios) };
-}
-
-async function startFleet(): Promise<Fleet> {
-  const onProgress = (line: string): void => console.error(line);
-  const find = { cacheDir, env: process.env, onProgress, allowDownload: true, clock: realClock };
-  const binary = await findNatsServer(find);
-  if (binary === undefined) throw new Error("the stream bench needs a nats-server");
-  await compile();
-  const server = await startNatsServer({ binary, clock: realClock });
-  const children = new Map<string, ChildProcess>();
-  for (const [name, role, next = ""] of roles) {
-    const args = [role, server.url, name, next];
-    const execArgv = profileDir
-      ? ["--cpu-prof", `--cpu-prof-dir=${profileDir}`, `--cpu-prof-name=${name}.cpuprofile`]
-      : [];
-    const child = fork(join(outDir, "bench", "stream-bench-process.js"), args, { execArgv });
-    children.set(name, child);
-    await messageOf(child, "ready");
-  }
-  return { server, children };
-}
-
-/** Plain JavaScript, as packages ship it: a loader's wrappers would be measured too. */
-async function compile(): Promise<void> {
-  const options = {
-    target: "es2023",
-    module: "nodenext",
-    types: "node",
-    rootDir: root,
-    outDir,
-  };
-  const flags = Object.entries(options).flatMap(([name, value]) => [`--${name}`, value]);
-  const switches = ["--rewriteRelativeImportExtensions", "--skipLibCheck", "--noCheck"];
-  const source = join(root, "bench", "stream-bench-process.ts");
-  const tsc = join(root, "node_modules", ".bin", "tsc");
-  await promisify(execFile)(tsc, [source, "--ignoreConfig", ...flags, ...switches]);
-}
-
-function childOf(fleet: Fleet, name: string): ChildProcess {
-  const child = fleet.children.get(name);
-  if (!child) throw new Error(`no process ${name}`);
-  return child;
-}
-
-/** The next IPC message of that type; rejects when the process ends before. */
-function messageOf(child: ChildProcess, type: string): Promise<{ readonly type: string }> {
-  return new Promise((resolve, reject) => {
-    const onMessage = (message: { readonly type: string }): void => {
-      if (message.type !== type) return;
-      child.off("message", onMessage).off("exit", onExit);
-      resolve(message);
-    };
-    const onExit = (): void => reject(new Error(`a bench process ended before ${type}`));
-    child.on("message", onMessage).once("exit", onExit);
-  });
 }

@@ -3,7 +3,7 @@ FROM node:20-bookworm-slim AS build
 WORKDIR /app
 COPY package.json package-lock.json ./
 # Installing compiles the fast core.
-COPY scripts/build-core.mjs ./scripts/
+COPY scripts/build-core.mjs scripts/build-program.mjs ./scripts/
 COPY assembly ./assembly
 RUN npm ci --no-audit --no-fund
 COPY . .

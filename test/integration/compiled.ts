@@ -14,8 +14,7 @@ export const compiledMain: string = fileURLToPath(
 
 /** Called once by vitest, before the first integration file. */
 export function setup(): void {
-  const build = [`${root}scripts/build-core.mjs`];
-  execFileSync(process.execPath, build, { cwd: root, stdio: "inherit" });
-  const compile = ["-p", `${root}tsconfig.build.json`];
-  execFileSync(`${root}node_modules/.bin/tsc`, compile, { cwd: root, stdio: "inherit" });
+  for (const script of ["build-core.mjs", "build-program.mjs"]) {
+    execFileSync(process.execPath, [`${root}scripts/${script}`], { cwd: root, stdio: "inherit" });
+  }
 }

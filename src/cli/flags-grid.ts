@@ -47,6 +47,15 @@ export const trafficFlags = {
     group: "Traffic",
     help: "ITL targets of the requests, in the same form.",
   },
+  priorities: {
+    flag: "priorities",
+    type: "string",
+    default: null,
+    group: "Traffic",
+    help:
+      "Priorities of the requests, for the grid's priority rules, as share:priority or share:none, " +
+      "separated by commas; without it no request has one.",
+  },
   seed: {
     flag: "seed",
     type: "integer",
@@ -54,7 +63,7 @@ export const trafficFlags = {
     max: 4_294_967_295,
     default: 42,
     group: "Traffic",
-    help: "Decides the generated trace and which request has which target.",
+    help: "Decides the generated trace and which request has which targets and priority.",
   },
 } as const satisfies FlagTable;
 export type TrafficOptions = OptionsOf<typeof trafficFlags>;
@@ -193,8 +202,8 @@ const cellsReplayFlags = {
     default: null,
     group: "Replay",
     help:
-      "File with the workers and mock engines of each pool: measures --traffic in virtual time. " +
-      "Decode pools are left out.",
+      "File with the workers and mock engines of each pool: measures --traffic in virtual time, one " +
+      "role after the other; a role without engines is left out.",
   },
   explore: {
     flag: "explore",

@@ -6,6 +6,7 @@ import { workerCost } from "../config/grid-curves.ts";
 import { checkPoolConfig, poolConfigError } from "../config/load-pool-config.ts";
 import { nestCells, type PoolConfig, type RolePools } from "../config/pool-config.ts";
 import { poolConfigText, withMappings } from "../config/write-pool-config.ts";
+import { cellsOf } from "../core/grid-builder.ts";
 import {
   type CellProposal,
   calibrateGrid,
@@ -15,8 +16,9 @@ import {
 } from "../core/grid-calibrate.ts";
 import { cellText } from "../core/sla-grid.ts";
 import type { gridCalibrateFlags } from "./flags-grid.ts";
-import { diffRoles, diffText } from "./grid-diff.ts";
+import { diffJson, diffRoles, diffText } from "./grid-diff.ts";
 import { jsonText, loadGrid, type Print, percentText } from "./grid-file.ts";
+import { loadTraffic } from "./grid-requests.ts";
 import { measuredCells } from "./measured-cells.ts";
 
 interface RoleProposal {
@@ -31,22 +33,26 @@ export async function runGridCalibrate(
   print: Print,
 ): Promise<number> {
   const { config } = await loadGrid(operands[0], options);
-  const measured = await measuredCells(config, options);
+  const traffic = await loadTraffic(options);
+  const measured = await measuredCells(config, options, traffic);
   if (!options.anyVersion) checkVersion(config, measured);
   const proposals = config.roles.map((pools) => {
     const own = measured.roles.find(({ role }) => role === pools.role)?.cells ?? [];
+    tellForeignCells(pools, own);
     return proposalOf(pools, own, options.countMin);
   });
   const proposed = proposedConfig(config, proposals, options.namespace);
   if (options.out !== null) await writeFile(options.out, poolConfigText(proposed));
+  const diffs = diffRoles(config, proposed, traffic?.requests);
   if (options.json) {
     const versions = { config_version: config.version, proposed_version: proposed.version };
-    print(jsonText({ ...versions, config: proposed.normal, roles: proposals.map(jsonOf) }));
+    const roles = proposals.map(jsonOf);
+    print(jsonText({ ...versions, config: proposed.normal, roles, diff: diffs.map(diffJson) }));
     return 0;
   }
   print(proposals.map(proposalText).join(""));
   print(`\nconfig ${config.version} to ${proposed.version}\n`);
-  print(diffRoles(config, proposed).map(diffText).join(""));
+  print(diffs.map(diffText).join(""));
   return 0;
 }
 
@@ -57,6 +63,20 @@ function checkVersion({ version }: PoolConfig, { configVersion }: MeasuredCells)
     `the cells were measured under config ${configVersion}, the file is ${version}; ` +
     "give --any-version when their axes are equal";
   throw new TiergridError("config_invalid", message);
+}
+
+/** Measurements that no cell of the grid can use are no evidence, but may be a mistake. */
+function tellForeignCells(
+  { role, grid, pools }: RolePools,
+  measured: readonly MeasuredCell[],
+): void {
+  const names = new Set(cellsOf(grid.axes).map(cellText));
+  const namespaces = new Set(pools.map(({ namespace }) => namespace));
+  const foreign = measured.filter(({ cell, pool }) => !names.has(cell) || !namespaces.has(pool));
+  const [first] = foreign;
+  if (!first) return;
+  const example = `such as cell ${first.cell} of pool ${first.pool}`;
+  console.error(`note: ${role}: ${foreign.length} measured cells are not the config's, ${example}`);
 }
 
 function proposalOf(

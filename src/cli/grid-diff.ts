@@ -46,7 +46,7 @@ export async function runGridDiff(
   const settings = changedSettings(before.normal, after.normal);
   if (options.json) {
     const versions = { before: before.version, after: after.version };
-    print(jsonText({ ...versions, settings, roles: diffs.map(jsonOf) }));
+    print(jsonText({ ...versions, settings, roles: diffs.map(diffJson) }));
   } else {
     print(`config ${before.version} to ${after.version}\n`);
     for (const { pointer, ...sides } of settings) {
@@ -134,7 +134,8 @@ function sideText({ axis, low, high }: RegionSide): string {
   return `${axis} ${round(low)} .. ${round(high)}${unit}`;
 }
 
-function jsonOf({ before, after, regions, traffic, moves }: RoleDiff): object {
+/** For programs. */
+export function diffJson({ before, after, regions, traffic, moves }: RoleDiff): object {
   const named = <Change extends { readonly from: number; readonly to: number }>(
     change: Change,
   ): object => ({

@@ -1,4 +1,5 @@
 /** `tiergrid grid lint`: what the loader says of a config, and what its grids do to requests. */
+import { toTiergridError } from "../base/errors.ts";
 import type { Given } from "../base/flags.ts";
 import { type ConfigFault, childPointer, formatFault, sortFaults } from "../config/config-fault.ts";
 import { type GridCurves, loadGridCurves } from "../config/grid-curves.ts";
@@ -27,7 +28,11 @@ export async function runGridLint(
   { options, operands }: Given<typeof gridLintFlags>,
   print: Print,
 ): Promise<number> {
-  const { config, warnings } = await loadGrid(operands[0], options);
+  const loaded = await loadGrid(operands[0], options).catch((thrown: unknown) => {
+    if (options.json) print(refusedJson(thrown));
+    throw thrown;
+  });
+  const { config, warnings } = loaded;
   const curves = options.curves === null ? undefined : await loadGridCurves(options.curves, config);
   const requests = await trafficRequests(options);
   const traffic = new Map(
@@ -41,6 +46,17 @@ export async function runGridLint(
   const failed = lines.some(({ severity }) => severity === "warning");
   print(options.json ? jsonText(jsonOf(config, lines, traffic)) : textOf(config, lines));
   return failed ? 1 : 0;
+}
+
+/** The same document for a file that a global router would refuse. */
+function refusedJson(thrown: unknown): string {
+  const { message, details } = toTiergridError(thrown);
+  const faults = details["faults"] as readonly ConfigFault[] | undefined;
+  const findings = (faults ?? [{ pointer: "", reason: "refused", message }]).map((fault) => ({
+    ...fault,
+    severity: "error",
+  }));
+  return jsonText({ config_version: null, findings });
 }
 
 function findingsOf(
@@ -106,7 +122,9 @@ function jsonOf(
       pool: pools[grid.poolOfCell[flat] ?? -1]?.namespace,
       ...sorted.cells[flat],
     }));
-    return [{ role, ...sorted.total, cells, clamped: sorted.clamped }];
+    const byPool = pools.map(({ namespace }, at) => ({ pool: namespace, ...sorted.pools[at] }));
+    const { overrides, clamped } = sorted;
+    return [{ role, ...sorted.total, cells, pools: byPool, overrides, clamped }];
   });
   return { config_version: version, findings, ...(seen.length > 0 && { traffic: seen }) };
 }

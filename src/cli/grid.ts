@@ -4,7 +4,7 @@ import type { Given } from "../base/flags.ts";
 import type { RolePools } from "../config/pool-config.ts";
 import { renderGrid } from "../config/render-grid.ts";
 import { type CellNotes, gridHtml, gridSvg } from "../config/render-grid-svg.ts";
-import { trafficOf } from "../core/grid-traffic.ts";
+import { type GridTraffic, type TrafficPart, trafficOf } from "../core/grid-traffic.ts";
 import { type AxisReading, type PoolSelection, selectPool } from "../core/sla-grid.ts";
 import type { ExplainOptions, explainFlags, gridShowFlags } from "./flags-grid.ts";
 import { jsonText, loadGrid, type Print, percentText } from "./grid-file.ts";
@@ -18,18 +18,39 @@ export async function showGrid(
 ): Promise<number> {
   const { config } = await loadGrid(operands[0], options);
   const requests = await trafficRequests(options);
-  const notes: CellNotes = new Map(
+  const traffic = new Map(
     requests &&
-      config.roles.map(({ role, grid, pools }) => {
-        const { cells, total } = trafficOf(grid, pools.length, requests);
-        return [role, cells.map((cell) => percentText(cell.requests, total.requests))];
-      }),
+      config.roles.map(({ role, grid, pools }) => [role, trafficOf(grid, pools.length, requests)]),
+  );
+  const notes: CellNotes = new Map(
+    [...traffic].map(([role, { cells, total }]) => [
+      role,
+      cells.map((cell) => percentText(cell.requests, total.requests)),
+    ]),
   );
   const { svg, html } = options;
   if (svg !== null) await writeFile(svg, gridSvg(config, notes));
   if (html !== null) await writeFile(html, gridHtml(config, notes));
-  for (const { role } of config.roles) print(`${renderGrid(config, role, notes.get(role))}\n`);
+  for (const pools of config.roles) {
+    print(`${renderGrid(config, pools.role, notes.get(pools.role))}\n`);
+    const own = traffic.get(pools.role);
+    if (own) print(`${sharesText(pools, own)}\n`);
+  }
   return 0;
+}
+
+/** What each pool gets of the traffic, and what the priority rules decide of it. */
+function sharesText({ grid, pools }: RolePools, traffic: GridTraffic): string {
+  const shareOf = (part: TrafficPart | undefined): string =>
+    percentText(part?.requests ?? 0, traffic.total.requests);
+  const rows = pools.map(
+    ({ namespace }, at) => `  ${at} ${namespace} ${shareOf(traffic.pools[at])}\n`,
+  );
+  grid.overrides.forEach(({ minPriority, maxPriority }, rule) => {
+    const share = shareOf(traffic.overrides[rule]);
+    rows.push(`  by request priority ${minPriority} .. ${maxPriority}: ${share}\n`);
+  });
+  return `share of the requests\n${rows.join("")}`;
 }
 
 /** Says which pool of every role a request would go to, and why. */

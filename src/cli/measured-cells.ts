@@ -4,7 +4,7 @@ import { TiergridError } from "../base/errors.ts";
 import { osRandom } from "../base/random.ts";
 import { formatFault } from "../config/config-fault.ts";
 import { formatOfPath, parseConfigText, readConfigText } from "../config/config-text.ts";
-import type { PoolConfig, RolePools } from "../config/pool-config.ts";
+import type { PoolConfig } from "../config/pool-config.ts";
 import { isFileObject } from "../config/pool-config-keys.ts";
 import {
   type MeasuredCells,
@@ -15,18 +15,20 @@ import type { TrafficRequest } from "../core/grid-traffic.ts";
 import { endpointSubject } from "../protocol/subjects.ts";
 import { connectNatsBus } from "../runtime/nats-bus.ts";
 import { natsServers } from "../runtime/nats-bus-credentials.ts";
-import { type PoolEngines, replayCells } from "../sim/replay/replay-cells.ts";
+import { replayCells } from "../sim/replay/replay-cells.ts";
 import { recordedBatchMs } from "../sim/workload.ts";
 import type { GridCalibrateOptions } from "./flags-grid.ts";
-import { classifyTrace, traceOf } from "./grid-requests.ts";
+import { readGridEngines } from "./grid-engines.ts";
+import { percentText } from "./grid-file.ts";
+import type { Traffic } from "./grid-requests.ts";
 
 const answerTimeoutMs = 2_000;
-const replayedWorkersMax = 1024;
 
 /** The measurements that the flags name; throws `config_invalid` unless it is one source. */
 export async function measuredCells(
   config: PoolConfig,
   options: GridCalibrateOptions,
+  traffic: Traffic | undefined,
 ): Promise<MeasuredCells> {
   const { cells, nats, replay } = options;
   if ([cells, nats, replay].filter((source) => source !== null).length !== 1) {
@@ -34,7 +36,7 @@ export async function measuredCells(
   }
   if (cells !== null) return await readCellsFile(cells);
   if (nats !== null) return await askCells(config.version, { ...options, nats });
-  return await replayFile(config, options);
+  return await replayFile(config, options, traffic);
 }
 
 async function readCellsFile(path: string): Promise<MeasuredCells> {
@@ -80,42 +82,50 @@ async function askCells(
 async function replayFile(
   config: PoolConfig,
   options: GridCalibrateOptions,
+  traffic: Traffic | undefined,
 ): Promise<MeasuredCells> {
-  const { traffic, seed, speed, explore } = options;
-  if (traffic === null) throw new TiergridError("config_invalid", "--replay needs --traffic");
-  const file = await readFile("--replay", options.replay ?? "");
-  const requests = await traceOf(traffic, seed);
-  const classified = classifyTrace(requests, options);
+  const { seed, speed, explore } = options;
+  if (!traffic) throw new TiergridError("config_invalid", "--replay needs --traffic");
+  const engines = readGridEngines(await readFile("--replay", options.replay ?? ""), config);
+  const { trace: requests } = traffic;
   const roles = config.roles.flatMap((pools): MeasuredRole[] => {
-    if (pools.role === "decode") {
-      process.stderr.write("decode: not replayed, its cells stay\n");
+    const { role } = pools;
+    const own = engines.get(role);
+    if (!own) {
+      process.stderr.write(`${role}: no engines in the file, its cells stay\n`);
       return [];
     }
-    const startMs = realClock.nowMs();
-    const cells = replayCells({
-      pools,
-      enginesOf: (namespace) => enginesOf(file, namespace, pools),
-      requests,
-      queryOf: (place) => (classified[place] as TrafficRequest).query,
+    const progress = replayProgress(role, requests.length);
+    const { cells, rejected } = replayCells({
+      ...{ pools, requests, speed, explore, seed, onSent: progress.sent },
+      engines: own,
+      queryOf: (place) => (traffic.requests[place] as TrafficRequest).query,
       spreadMs: recordedBatchMs(requests),
-      ...{ speed, explore, seed },
     });
-    const seconds = ((realClock.nowMs() - startMs) / 1000).toFixed(1);
-    process.stderr.write(`${pools.role}: ${requests.length} requests replayed in ${seconds} s\n`);
-    return [{ role: pools.role, cells }];
+    progress.done(rejected);
+    return [{ role, cells }];
   });
   return { configVersion: config.version, roles };
 }
 
-/** `{"prefill-fast": {"workers": 4, "engine": {…}}}`: an entry for each pool that is replayed. */
-function enginesOf(file: unknown, namespace: string, { role }: RolePools): PoolEngines {
-  const entry = isFileObject(file) ? file[namespace] : undefined;
-  const { workers, engine = {} } = isFileObject(entry) ? entry : {};
-  const isCount = Number.isInteger(workers) && (workers as number) >= 1;
-  if (isCount && (workers as number) <= replayedWorkersMax && isFileObject(engine)) {
-    return { workers: workers as number, engine };
-  }
-  const expected = `{"workers": 1 to ${replayedWorkersMax}, "engine": {…}}`;
-  const message = `--replay: expected ${expected} for ${role} pool ${namespace}`;
-  throw new TiergridError("config_invalid", message);
+/** A line on stderr when a role is done; on a terminal also how far it is. */
+function replayProgress(
+  role: string,
+  total: number,
+): { readonly sent: (count: number) => void; readonly done: (rejected: number) => void } {
+  const startMs = realClock.nowMs();
+  const { isTTY } = process.stderr;
+  const clear = isTTY ? "\r\u001b[K" : "";
+  return {
+    sent: (count) => {
+      if (isTTY) process.stderr.write(`${clear}${role}: ${percentText(count, total)} replayed`);
+    },
+    done: (rejected) => {
+      const seconds = ((realClock.nowMs() - startMs) / 1000).toFixed(1);
+      const refused = rejected === 0 ? "" : `, ${rejected} of them refused by the engines`;
+      process.stderr.write(
+        `${clear}${role}: ${total} requests replayed in ${seconds} s${refused}\n`,
+      );
+    },
+  };
 }

@@ -24,6 +24,8 @@ export interface GridTraffic {
   readonly cells: readonly TrafficPart[];
   /** By pool index, after priority rules; as long as the list of pools. */
   readonly pools: readonly TrafficPart[];
+  /** By priority rule: the requests that it decided for. */
+  readonly overrides: readonly TrafficPart[];
   /** Both ends of every axis. */
   readonly clamped: readonly ClampedTraffic[];
 }
@@ -37,11 +39,12 @@ export function trafficOf(
   const total = emptySum();
   const cells = grid.poolOfCell.map(emptySum);
   const byPool = Array.from({ length: pools }, emptySum);
+  const overrides = grid.overrides.map(emptySum);
   const clamped = grid.axes.flatMap(({ name }) =>
     (["low", "high"] as const).map((end) => ({ axis: name, end, ...emptySum() })),
   );
   for (const request of requests) {
-    const { axes, pool } = selectPool(grid, request.query);
+    const { axes, pool, override } = selectPool(grid, request.query);
     const tokens = tokensOf(grid.role, request);
     let flat = 0;
     axes.forEach(({ axis, index, clamped: end }, place) => {
@@ -49,8 +52,9 @@ export function trafficOf(
       if (end !== null) add(clamped[2 * place + (end === "low" ? 0 : 1)]!, tokens);
     });
     for (const sum of [total, cells[flat]!, byPool[pool]!]) add(sum, tokens);
+    if (override) add(overrides[override.rule]!, tokens);
   }
-  return { total, cells, pools: byPool, clamped };
+  return { total, cells, pools: byPool, overrides, clamped };
 }
 
 /** Tokens that a pool of `role` computes for a request. */

@@ -82,7 +82,7 @@ export function readSloClasses(text: string): SloClass[] {
 
 /** Class of each of `count` requests, one draw each. */
 export function drawClasses(
-  classes: readonly SloClass[],
+  classes: readonly Pick<SloClass, "share">[],
   count: number,
   random: Random,
 ): Uint8Array {

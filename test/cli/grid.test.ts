@@ -1,7 +1,7 @@
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, expect, it } from "vitest";
+import { afterAll, expect, it, vi } from "vitest";
 import { runCommand } from "../../src/cli/commands.ts";
 
 const demo = "pool-configs/demo.json";
@@ -45,8 +45,21 @@ it("lints with exit codes 0 for clean, 1 for findings, 2 for a file that is refu
       },
     ],
   });
-  const broken = await run(`grid lint ${fileOf("broken.json", { ...slow, num_prefill_pools: 3 })}`);
+  const wrong = { ...slow, num_prefill_pools: 3, enable_priority_retry: 3 };
+  const broken = await run(`grid lint ${fileOf("broken.json", wrong)}`);
   expect(broken).toMatchObject({ code: 2, printed: "" });
+  const refused = await run(`grid lint ${join(folder, "broken.json")} --json`);
+  expect(refused.code).toBe(2);
+  const { config_version: version, findings } = JSON.parse(refused.printed);
+  expect(version).toBe(null);
+  const lines = broken.complaints.split("\n").slice(1);
+  expect(lines.length).toBeGreaterThan(1);
+  expect(
+    findings.map(
+      ({ severity, pointer, message, reason }: Record<string, string>) =>
+        `${severity}:   ${pointer}: ${message} [${reason}]`,
+    ),
+  ).toEqual(lines);
 });
 
 it("does not fail for notes alone", async () => {
@@ -197,6 +210,101 @@ it("calibrates from a file of cells, and refuses those of another version", asyn
   expect(stale.complaints).toContain("measured under config 000000000000");
   expect((await run(`${line} ${measured("000000000000")} --any-version`)).code).toBe(0);
   expect((await run(`grid calibrate ${demo}`)).complaints).toContain("expected one of");
+});
+
+it("tells of measurements that no cell of the config can use", async () => {
+  const foreign = { cell: "9.9", pool: "prefill-fast", count: 3, p50_ms: 1, p90_ms: 2 };
+  const cells = fileOf("foreign.json", { roles: [{ role: "prefill", cells: [foreign] }] });
+  const told = vi.spyOn(console, "error").mockReturnValue();
+  expect((await run(`grid calibrate ${demo} --cells ${cells}`)).code).toBe(0);
+  expect(told.mock.calls.flat().join()).toContain("such as cell 9.9 of pool prefill-fast");
+  told.mockRestore();
+});
+
+it("calibrates decode grids from a replay, and says what of the traffic moves", async () => {
+  const targets = "--itl-targets 0.5:15,0.5:50";
+  const line = `grid calibrate ${demo} --traffic toolagent-ci ${targets} --json`;
+  const { code, printed } = await run(`${line} --replay docs/grids/engines.json`);
+  expect(code).toBe(0);
+  const { roles, diff } = JSON.parse(printed);
+  const [, decode] = roles;
+  // A worker of the fast pool decodes in 8 ms, one of the bulk pool in 13, and then there is load.
+  const evidence = decode.cells.flatMap((cell: { evidence: unknown[] }) => cell.evidence);
+  expect(evidence.length).toBeGreaterThan(14);
+  for (const { pool, latency, p50_ms: p50Ms } of evidence) {
+    expect(latency).toBe("itl");
+    expect(p50Ms).toBeGreaterThan(pool === "decode-fast" ? 8 : 13);
+    expect(p50Ms).toBeLessThan(pool === "decode-fast" ? 13 : 20);
+  }
+  expect(decode.cells[0]).toMatchObject({ pool: "decode-fast", reason: "meets" });
+  const moved = diff[1].moves.reduce((sum: number, { requests }: never) => sum + requests, 0);
+  const changed = decode.cells.filter(({ pool, proposed }: never) => pool !== proposed);
+  const counted = changed.reduce((sum: number, { requests }: never) => sum + requests, 0);
+  expect(moved).toBe(counted);
+});
+
+it("leaves out a role without engines, and names everything wrong with the file", async () => {
+  const prefill = { "prefill-fast": { workers: 1 }, "prefill-bulk": { workers: 1 } };
+  const line = `grid calibrate ${demo} --traffic demo --json --replay`;
+  const { printed } = await run(`${line} ${fileOf("prefill-only.json", prefill)}`);
+  const [, decode] = JSON.parse(printed).roles;
+  expect(new Set(decode.cells.map(({ reason }: never) => reason))).toEqual(
+    new Set(["not-enough-data"]),
+  );
+  const wrong = {
+    "prefil-fast": { workers: 1 },
+    "prefill-bulk": { workers: 0, engine: { speedup_ratio: -1 } },
+    "decode-fast": { workers: 1025, egine: {} },
+    "decode-bulk": { workers: 1024, engine: 3 },
+  };
+  const refused = await run(`${line} ${fileOf("wrong.json", wrong)}`);
+  expect(refused).toMatchObject({ code: 2, printed: "" });
+  expect(refused.complaints.split("\n").slice(1)).toEqual([
+    expect.stringMatching(/\/prefil-fast: unknown key .*did you mean prefill-fast\?/),
+    expect.stringMatching(/\/prefill-fast: expected workers and engine of the prefill pool, got/),
+    expect.stringMatching(/\/prefill-bulk\/engine\/speedup_ratio: expected a number > 0, got -1/),
+    expect.stringMatching(
+      /\/prefill-bulk\/workers: expected an integer from 1 to 1024, got number 0/,
+    ),
+    expect.stringMatching(/\/decode-fast\/egine: unknown key .*did you mean engine\?/),
+    expect.stringMatching(/\/decode-fast\/workers: expected .* got number 1025/),
+    expect.stringMatching(
+      /\/decode-bulk\/engine: expected options of the mock engine, got number 3/,
+    ),
+  ]);
+  const none = await run(`${line} ${fileOf("none.json", {})}`);
+  expect(none.complaints).toContain("expected entries for the pools of a role");
+});
+
+it("lets priority rules act on the traffic", async () => {
+  const traffic = "--traffic demo --ttft-targets 1:6000 --itl-targets 1:70 --priorities";
+  const shown = await run(`grid show ${demo} ${traffic} 0.25:500,0.25:-3,0.5:none`);
+  const [, share] = /by request priority 100 \.\. 1000: ([\d.]+) %/.exec(shown.printed) ?? [];
+  expect(Math.abs(Number(share) - 25)).toBeLessThan(5);
+  expect(shown.printed).toContain(`  0 prefill-fast ${share} %`);
+  const file = demoFile();
+  strategyOf(file)["priority_overrides"] = [];
+  const line = `grid diff ${demo} ${fileOf("no-rules.json", file)} ${traffic}`;
+  const moved = await run(`${line} 1:500`);
+  expect(moved.printed).toContain("100 % of the requests, 100 % of the tokens: prefill-fast to");
+  expect((await run(`${line} 1:none`)).printed).not.toContain("of the requests");
+});
+
+it("refuses traffic flags that say nothing or cannot be read", async () => {
+  const line = `grid show ${demo}`;
+  for (const [flags, complaint] of [
+    ["--priorities 1:1", "--priorities needs --traffic"],
+    ["--ttft-targets 1:1", "--ttft-targets needs --traffic"],
+    ["--traffic demo --itl-targets 0.5:1", "--itl-targets: SLO classes: expected at most 16"],
+    ["--traffic demo --priorities 1:high", 'expected share:priority or share:none, got "1:high"'],
+    ["--traffic demo --priorities 1:2147483648", "expected share:priority"],
+    ["--traffic demo --priorities 0.5:1,0.4:2", "with shares that sum to 1, got 2 with 0.9"],
+    ["--traffic dem", "no trace file at dem (did you mean demo?)"],
+  ]) {
+    const { code, printed, complaints } = await run(`${line} ${flags}`);
+    expect([code, printed]).toEqual([2, ""]);
+    expect(complaints).toContain(complaint);
+  }
 });
 
 it("draws pictures with the share of the traffic in each cell", async () => {

@@ -2,7 +2,11 @@ import { expect, it } from "vitest";
 import { checkPoolConfig } from "../../../src/config/load-pool-config.ts";
 import type { RolePools } from "../../../src/config/pool-config.ts";
 import type { TraceRequest } from "../../../src/sim/mooncake-trace.ts";
-import { type CellsReplay, replayCells } from "../../../src/sim/replay/replay-cells.ts";
+import {
+  type CellsReplay,
+  replayCells,
+  replayedEngine,
+} from "../../../src/sim/replay/replay-cells.ts";
 
 function rolesOf(file: object): readonly RolePools[] {
   const loaded = checkPoolConfig(file, { ownNamespace: "dynamo" });
@@ -26,12 +30,12 @@ const [prefill, decode] = rolesOf({
   decode_pool_dynamo_namespaces: ["d"],
   decode_pool_selection_strategy: {
     context_length_min: 0,
-    context_length_max: 1,
-    context_length_resolution: 1,
+    context_length_max: 4096,
+    context_length_resolution: 2,
     itl_min_ms: 1,
     itl_max_ms: 2,
     itl_resolution: 1,
-    decode_pool_mapping: [[0]],
+    decode_pool_mapping: [[0], [0]],
   },
 });
 
@@ -48,10 +52,10 @@ function optionsOf(pools: RolePools | undefined, explore: number): CellsReplay {
   if (!pools) throw new Error("no such role");
   return {
     pools,
-    enginesOf: (namespace) => ({
+    engines: pools.pools.map(({ namespace }) => ({
       workers: 1,
-      engine: { speedup_ratio: namespace === "fast" ? 4 : 1 },
-    }),
+      engine: replayedEngine(pools.role, { speedup_ratio: namespace === "fast" ? 4 : 1 }),
+    })),
     requests,
     queryOf: (place) => ({
       tokens: requests[place]?.inputTokens ?? 0,
@@ -71,7 +75,7 @@ const idleMs = (tokens: number): number =>
   4.209989e-7 * tokens * tokens + 1.518344e-2 * tokens + 16.50142;
 
 it("measures the idle prefill of each cell at the pool that the grid chooses", () => {
-  const cells = replayCells(optionsOf(prefill, 0));
+  const { cells } = replayCells(optionsOf(prefill, 0));
   expect(cells).toHaveLength(2);
   const of = (name: string) => cells.find(({ cell }) => cell === name);
   expect(of("0.0")).toMatchObject({ pool: "fast", latency: "ttft", count: 100 });
@@ -81,7 +85,7 @@ it("measures the idle prefill of each cell at the pool that the grid chooses", (
 });
 
 it("sends the share that explores to every pool, and loses no request", () => {
-  const cells = replayCells(optionsOf(prefill, 0.5));
+  const { cells } = replayCells(optionsOf(prefill, 0.5));
   expect(cells.map(({ cell, pool }) => `${cell} ${pool}`).sort()).toEqual([
     "0.0 bulk",
     "0.0 fast",
@@ -115,19 +119,56 @@ it("measures TTFT and ITL of agg pools", () => {
       agg_pool_mapping: [[0]],
     },
   });
-  const cells = replayCells(optionsOf(agg, 0));
+  const { cells } = replayCells(optionsOf(agg, 0));
   expect(cells.map(({ latency, count }) => [latency, count])).toEqual([
     ["ttft", requests.length],
     ["itl", requests.length],
   ]);
 });
 
-it("refuses decode pools, and pools of different block sizes", () => {
-  expect(() => replayCells(optionsOf(decode, 0))).toThrow("decode pools cannot be replayed");
+/** One step of an otherwise idle engine: 5 ms and a millisecond per 1,000 tokens of context. */
+const decodePerf = {
+  kind: "coefficients",
+  prefill: { pass_ms: 1000, ms_per_token: 1, ms_per_token_context: 0 },
+  decode: { step_ms: 5, ms_per_active_kv_token: 0.001, ms_per_sequence: 0 },
+};
+
+it("measures the idle decode step of each cell, with prompts that are computed already", () => {
+  const options = optionsOf(decode, 0);
+  const engine = replayedEngine("decode", { perf_model: decodePerf });
+  const { cells, rejected } = replayCells({ ...options, engines: [{ workers: 1, engine }] });
+  expect(rejected).toBe(0);
+  expect(cells).toMatchObject([
+    { cell: "0.0", pool: "d", latency: "itl", count: 100 },
+    { cell: "1.0", pool: "d", latency: "itl", count: 100 },
+  ]);
+  // Blocks of 512 tokens hold the prompt, and one more the output.
+  expect(cells[0]?.p90Ms).toBeCloseTo(5 + 3 * 0.512, 6);
+  expect(cells[1]?.p50Ms).toBeCloseTo(5 + 7 * 0.512, 6);
+});
+
+it("counts prompts that no engine can hold, and measures nothing of them", () => {
+  const options = optionsOf(decode, 0);
+  const engine = replayedEngine("decode", { num_gpu_blocks: 4 });
+  const { cells, rejected } = replayCells({ ...options, engines: [{ workers: 1, engine }] });
+  expect(rejected).toBe(100);
+  expect(cells).toMatchObject([{ cell: "0.0", count: 100 }]);
+});
+
+it("tells how many requests were sent", () => {
+  const sent: number[] = [];
+  const many = Array.from({ length: 3 }, () => requests).flat();
+  const trace = many.map((request, place) => ({ ...request, arrivalMs: place * 10_000 }));
+  const options = { ...optionsOf(prefill, 0), requests: trace };
+  replayCells({ ...options, queryOf: () => options.queryOf(0), onSent: (n) => void sent.push(n) });
+  expect(sent).toEqual([256, 512]);
+});
+
+it("refuses pools of different block sizes", () => {
   const options = optionsOf(prefill, 0);
-  const enginesOf = (namespace: string) => ({
+  const engines = [512, 256].map((block_size) => ({
     workers: 1,
-    engine: { block_size: namespace === "fast" ? 512 : 256 },
-  });
-  expect(() => replayCells({ ...options, enginesOf })).toThrow("one block size");
+    engine: replayedEngine("prefill", { block_size }),
+  }));
+  expect(() => replayCells({ ...options, engines })).toThrow("one block size");
 });

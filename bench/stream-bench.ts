@@ -25,7 +25,7 @@ const sseWarmupMs = 2_000;
 const meanOutputTokens = 343;
 interface Measured {
   readonly unitsPerSecond: number;
-  /** CPU per unit in µs: of all processes with the broker, of one router, of client and worker. */
+  /** CPU per unit in µs: of all that take part, with the broker; of one router; of both ends. */
   readonly cpuUs: number;
   readonly routerCpuUs: number;
   readonly endsCpuUs: number;
@@ -229,7 +229,7 @@ async function measure(fleet: Fleet, go: GoOptions): Promise<Measured> {
     names.reduce((sum, name) => sum + (after.get(name) ?? 0) - (before.get(name) ?? 0), 0);
   return {
     unitsPerSecond: (1000 * counted.units) / counted.ms,
-    cpuUs: spent([...after.keys()]) / counted.units,
+    cpuUs: spent(["server", ...family.routers, family.client, family.worker]) / counted.units,
     routerCpuUs: spent(family.routers) / 2 / counted.units,
     endsCpuUs: spent([family.client, family.worker]) / counted.units,
     failed: counted.failed,

@@ -46,6 +46,52 @@ it("writes what one loop turn publishes in one write", () => {
   expect(outbox.bytes).toBe(0);
 });
 
+/** A loop whose every turn takes a tenth of a millisecond. */
+function slowLoop() {
+  let nowMs = 0;
+  const due: (() => void)[] = [];
+  const after = (_: number, fire: () => void): (() => void) => {
+    due.push(fire);
+    return () => {};
+  };
+  const turn = (): void => {
+    nowMs += 0.1;
+    for (const fire of due.splice(0)) fire();
+  };
+  return { clock: { nowMs: () => nowMs, wallMs: () => nowMs, after }, turn };
+}
+
+it("shares a write among turns that follow closely, until one adds nothing", () => {
+  const socket = slowSocket();
+  const loop = slowLoop();
+  const outbox = new NatsOutbox(() => socket, loop.clock);
+  const writesAfter = (subject: string | undefined): number => {
+    if (subject) outbox.publish(subject, Buffer.from("x"), undefined);
+    loop.turn();
+    return socket.writes.length;
+  };
+  expect(["tg.a", "tg.b", "tg.c", undefined, undefined].map(writesAfter)).toEqual([1, 1, 1, 2, 2]);
+  expect(textOf(socket.writes.slice(1))).toBe("PUB tg.b 1\r\nx\r\nPUB tg.c 1\r\nx\r\n");
+});
+
+it("writes half a millisecond after the last write, although every turn adds something", () => {
+  const socket = slowSocket();
+  const loop = slowLoop();
+  const outbox = new NatsOutbox(() => socket, loop.clock);
+  const waitingMs: number[] = [];
+  let writtenMs = 0;
+  for (let turn = 0; turn < 100; turn++) {
+    const before = socket.writes.length;
+    outbox.publish("tg.a", Buffer.from("x"), undefined);
+    loop.turn();
+    if (socket.writes.length === before) continue;
+    waitingMs.push(loop.clock.nowMs() - writtenMs);
+    writtenMs = loop.clock.nowMs();
+  }
+  expect(waitingMs.length).toBeGreaterThan(15);
+  expect(Math.max(...waitingMs)).toBeLessThan(0.65);
+});
+
 it("writes at once when told to flush, and nothing more at the turn's end", () => {
   const socket = slowSocket();
   const { clock, outbox } = outboxOn(socket);

@@ -15,9 +15,9 @@ import {
 } from "../base/flags.ts";
 import { didYouMean } from "../base/nearest-name.ts";
 import { demoCommand } from "./flags-demo.ts";
+import { explainCommand } from "./flags-explain.ts";
 import { globalCommand, globalProblems } from "./flags-global.ts";
 import {
-  explainCommand,
   gridBuildCommand,
   gridCalibrateCommand,
   gridDiffCommand,
@@ -76,6 +76,8 @@ export const commands: readonly Command[] = entries.map(({ command }) => command
 /** Variables that are read by deployment checks, outside of the flag tables. */
 const otherVariables = ["TIERGRID_TERMINATION_GRACE_SECS", "TIERGRID_TRACE"];
 
+const helpWords: readonly string[] = ["--help", "-h", "help"];
+
 /** Runs the command that `argv` names; answers the exit code and never rejects. */
 export async function runCommand(argv: readonly string[], terminal: Terminal): Promise<number> {
   const [first] = argv;
@@ -83,8 +85,8 @@ export async function runCommand(argv: readonly string[], terminal: Terminal): P
     terminal.print(`${packageVersion()}\n`);
     return 0;
   }
-  if (first === undefined || first === "--help" || first === "-h" || first === "help") {
-    terminal.print(overview());
+  if (first === undefined || helpWords.includes(first)) {
+    terminal.print(overview(commands));
     return first === undefined ? 2 : 0;
   }
   for (const { command, run } of entries) {
@@ -92,6 +94,11 @@ export async function runCommand(argv: readonly string[], terminal: Terminal): P
     if (words.every((word, at) => argv[at] === word)) {
       return await run(argv.slice(words.length), terminal);
     }
+  }
+  const group = commands.filter(({ name }) => name.startsWith(`tiergrid ${first} `));
+  if (group.length > 0 && helpWords.includes(argv[1] ?? "")) {
+    terminal.print(overview(group));
+    return 0;
   }
   return complainUnknown(argv, terminal);
 }
@@ -149,9 +156,9 @@ function knownVariables(): ReadonlySet<string> {
   return new Set([...names, ...otherVariables]);
 }
 
-function overview(): string {
-  const width = Math.max(...commands.map(({ name }) => name.length));
-  const rows = commands.map(({ name, summary }) => {
+function overview(shown: readonly Command[]): string {
+  const width = Math.max(...shown.map(({ name }) => name.length));
+  const rows = shown.map(({ name, summary }) => {
     const sentence = /^.*?[.:](?=\s|$)/.exec(summary)?.[0] ?? summary;
     return `  ${name.padEnd(width)}  ${sentence.slice(0, -1)}`;
   });

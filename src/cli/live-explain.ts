@@ -9,7 +9,7 @@ import { endpointSubject } from "../protocol/subjects.ts";
 import type { Bus } from "../runtime/bus.ts";
 import { connectNatsBus } from "../runtime/nats-bus.ts";
 import { natsServers } from "../runtime/nats-bus-credentials.ts";
-import type { ExplainOptions } from "./flags-grid.ts";
+import type { ExplainOptions } from "./flags-explain.ts";
 
 /** Two rounds of quotes take 2 s at most. */
 export const answerTimeoutMs = 3_000;

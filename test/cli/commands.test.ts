@@ -37,6 +37,11 @@ it("shows the commands, their help and the version", async () => {
     "Usage: tiergrid worker mock [flags]",
   );
   expect((await run("")).code).toBe(2);
+  const group = await run("grid --help");
+  expect(group.code).toBe(0);
+  for (const { name } of commands) {
+    expect(group.printed.includes(`  ${name} `)).toBe(name.startsWith("tiergrid grid "));
+  }
 });
 
 it("names what is missing and exits 2", async () => {

@@ -11,6 +11,7 @@ import {
   choiceTables,
   chooseAndBook,
 } from "../src/core/decision.ts";
+import { leaveOutCrowded } from "../src/core/herd-guard.ts";
 import { blocksCost, type CostInput } from "../src/core/worker-cost.ts";
 import { WorkerLoad } from "../src/core/worker-load.ts";
 import { pickLowest, pickSoftmax } from "../src/core/worker-pick.ts";
@@ -34,6 +35,7 @@ export async function run(options: { quick: boolean; seed: number }): Promise<Be
   return [
     selectionRow(1024, 0, "≥ 30x", options),
     selectionRow(1024, 0.5, "≥ 5x", options),
+    selectionRow(1024, 0, "report", { ...options, herdGuard: true }),
     bookingRow(64, options),
     bookingRow(1024, options),
     ...(await promptDecisionRows(options, weights)),
@@ -86,8 +88,9 @@ function selectionRow(
   workers: number,
   temperature: number,
   target: string,
-  options: { quick: boolean; seed: number },
+  options: { quick: boolean; seed: number; herdGuard?: boolean },
 ): BenchRow {
+  const { herdGuard = false } = options;
   const random = mulberry32(options.seed);
   const { tables, objects, depths, overlaps } = loadedPool(workers, random);
   const islTokens = 8_000;
@@ -111,7 +114,8 @@ function selectionRow(
     shared: new Int32Array(workers),
   };
   const columnsOnce = (): void => {
-    const found = tables.roster.eligible({}, input.load, candidates) as number;
+    const all = tables.roster.eligible({}, input.load, candidates) as number;
+    const found = herdGuard ? leaveOutCrowded(candidates, all, input.load, "blocks") : all;
     blocksCost.price(input, candidates, found, costs);
     sink +=
       temperature === 0
@@ -120,7 +124,8 @@ function selectionRow(
   };
   const calls = options.quick ? 100 : 1_000;
   const [baseline, ours] = alternate(objectsOnce, columnsOnce, calls);
-  const id = `S1 selection, ${workers} workers, T=${temperature}`;
+  const guard = herdGuard ? ", herd guard" : "";
+  const id = `S1 selection, ${workers} workers, T=${temperature}${guard}`;
   return { id, unit: "µs", baseline, ours, ratio: baseline / ours, target };
 }
 

@@ -27,9 +27,17 @@ export function leaveOutCrowded(
   load: Pick<LoadColumns, "activeRequests" | "prefillTokens">,
   costMode: CostMode["name"],
 ): number {
-  const stay = withoutCrowded(candidates, count, load.activeRequests, spareRequests);
+  const { activeRequests, prefillTokens } = load;
+  let place = 0;
+  for (; place < count; place++) {
+    const slot = candidates[place]!;
+    if (activeRequests[slot]! > spareRequests || prefillTokens[slot]! > spareTokens) break;
+  }
+  // A limit is never below what is spared: mostly one look at both columns is enough.
+  if (place === count) return count;
+  const stay = withoutCrowded(candidates, count, activeRequests, spareRequests);
   if (costMode === "latency") return stay;
-  return withoutCrowded(candidates, stay, load.prefillTokens, spareTokens);
+  return withoutCrowded(candidates, stay, prefillTokens, spareTokens);
 }
 
 function withoutCrowded(

@@ -94,20 +94,23 @@ export const blocksCost: CostMode = {
     const { device } = overlap;
     const { prefillTokens, activeBlocks, activeRequests } = load;
     const scale = input.trackPrefillTokens ? prefillLoadScale : 0;
-    let nonFinite = 0;
+    const promptBlocks = islTokens / blockSize;
+    // 0 as long as every cost is finite, NaN from the first other one: no branch per candidate.
+    let poison = 0;
     for (let place = 0; place < count; place++) {
       const slot = candidates[place]!;
       const blocks = slot < device.length ? device[slot]! : 0;
-      const prompt = Math.max(islTokens, blocks * blockSize);
+      const prompt = blocks > promptBlocks ? blocks * blockSize : islTokens;
       const raw = (prefillTokens[slot]! + prompt) / blockSize;
       const prefill = Math.max(raw - overlapScoreCredit * blocks, 0);
       const decode = activeBlocks[slot]! + trackedBlocks - shared[slot]!;
-      const requests = decodeActiveRequestWeight * activeRequests[slot]!;
-      const cost = scale * prefill + decode + requests;
+      let cost = scale * prefill + decode;
+      if (decodeActiveRequestWeight !== 0)
+        cost += decodeActiveRequestWeight * activeRequests[slot]!;
       costs[place] = cost;
-      if (cost - cost !== 0) nonFinite++;
+      poison += cost - cost;
     }
-    return nonFinite;
+    return poison === 0 ? 0 : nonFiniteCount(costs, count);
   },
   terms(input, candidates, count) {
     const least = leastPrefillTokens(input, candidates, count);
@@ -122,14 +125,17 @@ function priceByTerms(
   costs: Float64Array,
 ): number {
   const least = leastPrefillTokens(input, candidates, count);
-  let nonFinite = 0;
   for (let place = 0; place < count; place++) {
     const slot = candidates[place]!;
     const decay = creditDecayOf(input, slot, least);
-    const cost = costOf(input, slot, overlapCreditOf(input, slot, decay));
-    costs[place] = cost;
-    if (!Number.isFinite(cost)) nonFinite++;
+    costs[place] = costOf(input, slot, overlapCreditOf(input, slot, decay));
   }
+  return nonFiniteCount(costs, count);
+}
+
+function nonFiniteCount(costs: Float64Array, count: number): number {
+  let nonFinite = 0;
+  for (let place = 0; place < count; place++) if (!Number.isFinite(costs[place]!)) nonFinite++;
   return nonFinite;
 }
 

@@ -12,6 +12,7 @@ export function pickLowest(costs: Float64Array, count: number, random: Random): 
   let tied = 1;
   for (let at = 0; at < count; at++) {
     const cost = costs[at]!;
+    if (cost > best) continue;
     if (cost < best) {
       // A cost of -Infinity is below everything and still no candidate.
       if (cost === Number.NEGATIVE_INFINITY) continue;

@@ -141,6 +141,41 @@ it("explains a cost by the terms that gave it", () => {
   });
 });
 
+it("prices to the bit what its terms say, also where more is cached than the prompt has", () => {
+  const worker = fc.record({
+    device: fc.nat(60),
+    prefill: fc.double({ min: 0, max: 5000, noNaN: true }),
+    decode: fc.nat(300),
+    requests: fc.nat(20),
+  });
+  const property = fc.property(
+    fc.array(worker, { minLength: 1, maxLength: 6 }),
+    fc.integer({ min: 1, max: 900 }),
+    fc.constantFrom(16, 24, 64),
+    weight,
+    (rows, islTokens, blockSize, requestWeight) => {
+      const workers = rows.map(({ device, prefill, decode, requests }, at) => ({
+        worker_id: String(at),
+        device_blocks: device,
+        active_prefill_tokens: prefill,
+        potential_decode_blocks: decode,
+        active_requests: requests,
+        expected_cached_tokens: 0,
+        expected_cost: 0,
+      }));
+      const weights = weightsOf({ decode_active_request_weight: requestWeight });
+      const request = { block_size: blockSize, isl_tokens: islTokens };
+      const input = inputOf(request, weights, workers);
+      const candidates = Int32Array.from(rows.keys());
+      const costs = new Float64Array(rows.length);
+      expect(blocksCost.price(input, candidates, rows.length, costs)).toBe(0);
+      const terms = blocksCost.terms(input, candidates, rows.length);
+      expect(Array.from(costs)).toEqual(terms.map(({ cost }) => cost));
+    },
+  );
+  fc.assert(property);
+});
+
 it("counts costs that are not finite", () => {
   const { request, workers } = golden.cost[0]!;
   const weights = { ...weightsOf({}), prefillLoadScale: Number.MAX_VALUE };

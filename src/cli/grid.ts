@@ -1,11 +1,12 @@
 /** `tiergrid grid show` and `tiergrid explain`: a pool config without a fleet. */
 import { writeFile } from "node:fs/promises";
 import type { Given } from "../base/flags.ts";
-import type { RolePools } from "../config/pool-config.ts";
+import { type PoolConfig, type RolePools, rolePools } from "../config/pool-config.ts";
 import { renderGrid } from "../config/render-grid.ts";
 import { type CellNotes, gridHtml, gridSvg } from "../config/render-grid-svg.ts";
 import { type GridTraffic, type TrafficPart, trafficOf } from "../core/grid-traffic.ts";
-import { type AxisReading, type PoolSelection, selectPool } from "../core/sla-grid.ts";
+import { type AxisReading, cellText, type PoolSelection, selectPool } from "../core/sla-grid.ts";
+import { axisJson, overrideJson } from "../global-router/decision-json.ts";
 import type { ExplainOptions, explainFlags } from "./flags-explain.ts";
 import type { gridShowFlags } from "./flags-grid.ts";
 import { jsonText, loadGrid, type Print, percentText } from "./grid-file.ts";
@@ -72,8 +73,8 @@ export async function explainPool(
   }
   const selections = config.roles.map((role) => select(role, given.options));
   if (json) {
-    const records = config.roles.map((role, at) => recordOf(role, selections[at]));
-    print(jsonText(records));
+    const { priority } = given.options;
+    print(jsonText(selections.map((selection) => selectionJson(config, selection, priority))));
   } else {
     config.roles.forEach((role, at) => {
       print(selectionText(role, selections[at]));
@@ -92,8 +93,23 @@ function select({ grid }: RolePools, options: ExplainOptions): PoolSelection {
   });
 }
 
-function recordOf({ pools }: RolePools, selection: PoolSelection | undefined): object {
-  return { namespace: pools[selection?.pool ?? -1]?.namespace, ...selection };
+/** The parts of `tiergrid.explain/1` that need no fleet. */
+function selectionJson(
+  config: PoolConfig,
+  selection: PoolSelection,
+  priority: number | null,
+): object {
+  const { role, axes, cell, gridPool, pool, reason } = selection;
+  const { pools } = rolePools(config, role);
+  const namespaceOf = (index: number): string | undefined => pools[index]?.namespace;
+  return {
+    role,
+    config_version: config.version,
+    axes: axes.map(axisJson),
+    grid: { cell: cellText(cell), grid_pool: gridPool, namespace: namespaceOf(gridPool) },
+    override: overrideJson(selection, priority),
+    result: { pool, reason, namespace: namespaceOf(pool) },
+  };
 }
 
 function selectionText({ role, pools }: RolePools, selection: PoolSelection | undefined): string {

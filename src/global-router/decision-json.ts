@@ -25,7 +25,7 @@ export function explainDecision(decision: PoolDecision, model: string, dryRun: b
       grid_pool: selection.gridPool,
       namespace: namespaceOf(selection.gridPool),
     },
-    override: overrideJson(decision),
+    override: overrideJson(selection, decision.priority),
     live: liveJson(decision),
     pools: decision.pools.map((pool) => poolJson(pool)),
     order: {
@@ -47,7 +47,7 @@ export function explainDecision(decision: PoolDecision, model: string, dryRun: b
   };
 }
 
-function axisJson({ axis, value, source, index, cellLow, cellHigh, clamped }: Reading) {
+export function axisJson({ axis, value, source, index, cellLow, cellHigh, clamped }: Reading) {
   return {
     name: axis.name,
     value,
@@ -66,7 +66,7 @@ function axisJson({ axis, value, source, index, cellLow, cellHigh, clamped }: Re
 
 type Reading = PoolSelection["axes"][number];
 
-function overrideJson({ selection: { override }, priority }: PoolDecision) {
+export function overrideJson({ override }: PoolSelection, priority: number | null) {
   if (!override) return null;
   const { rule, minPriority, maxPriority, targetPool } = override;
   return { priority, rule, min: minPriority, max: maxPriority, target_pool: targetPool };

@@ -92,7 +92,10 @@ it("lints, shows and explains the demo's grids", async () => {
   const tight = await run(`explain ${demoConfig} --tokens 1000 --ttft-target-ms 1`);
   expect(tight.printed).toMatch(/^prefill: pool \d prefill-fast\n {2}isl 1000 \(token_count\)/);
   const json = await run(`explain ${demoConfig} --tokens 1000 --json`);
-  expect(JSON.parse(json.printed)).toMatchObject([{ role: "prefill" }, { role: "decode" }]);
+  expect(JSON.parse(json.printed)).toMatchObject([
+    { role: "prefill", grid: { cell: "0.1", grid_pool: 0 }, result: { namespace: "prefill-fast" } },
+    { role: "decode", axes: [{ name: "context_length", cell_low: 1024, clamped: "low" }, {}] },
+  ]);
 });
 
 it("reports a config file that cannot be read with exit code 2", async () => {

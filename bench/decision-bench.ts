@@ -9,8 +9,8 @@ import {
   type ChoiceSettings,
   type ChoiceTables,
   choiceTables,
-  chooseAndBook,
-} from "../src/core/decision.ts";
+} from "../src/core/choice.ts";
+import { chooseAndBook } from "../src/core/decision.ts";
 import { leaveOutCrowded } from "../src/core/herd-guard.ts";
 import { blocksCost, type CostInput } from "../src/core/worker-cost.ts";
 import { WorkerLoad } from "../src/core/worker-load.ts";

@@ -8,8 +8,9 @@
  */
 import type { Random } from "../src/base/random.ts";
 import { mulberry32, randomInt } from "../src/base/random.ts";
+import { type ChoiceTables, choiceTables } from "../src/core/choice.ts";
 import { createKvIndex } from "../src/core/create-kv-index.ts";
-import { type ChoiceTables, choiceTables, chooseAndBook } from "../src/core/decision.ts";
+import { chooseAndBook } from "../src/core/decision.ts";
 import type { KvIndex } from "../src/core/kv-index.ts";
 import { wasmIndexCore } from "../src/core/wasm-index.ts";
 import type { CostWeights } from "../src/core/worker-cost.ts";

@@ -7,7 +7,7 @@
 
 import { TiergridError } from "../base/errors.ts";
 import type { QueueDepthRule, QueueOrder } from "../core/admission-queue.ts";
-import type { ChoiceSettings, WorkerPolicy } from "../core/decision.ts";
+import type { ChoiceSettings, WorkerPolicy } from "../core/choice.ts";
 import { readPerfModel } from "../core/perf-model.ts";
 import { type ConfigFault, sortFaults } from "./config-fault.ts";
 import { kvRouterSchemaFaults, type Settings } from "./kv-router-schema.ts";

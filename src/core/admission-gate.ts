@@ -1,5 +1,5 @@
 /** Whether a pool has room for a request, and what it has of the request's prompt. Books nothing. */
-import type { ChoiceTables } from "./decision.ts";
+import type { ChoiceTables } from "./choice.ts";
 import { type CostWeights, cachedTokensOf, type OverlapColumns } from "./worker-cost.ts";
 import {
   type SelectionRefusal,

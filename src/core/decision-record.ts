@@ -2,8 +2,9 @@
  * What a choice looked like, for people: every holder, or of many only the cheapest. Written from
  * the scratch columns of the choice, before a booking changes what they were made from.
  */
+
+import type { Choice, ChoiceRequest, ChoiceTables, WorkerPolicy } from "./choice.ts";
 import type { CostTerms } from "./cost-terms.ts";
-import type { Choice, ChoiceRequest, ChoiceTables, WorkerPolicy } from "./decision.ts";
 import type { CostInput, CostMode } from "./worker-cost.ts";
 import {
   effectiveOverlapOf,

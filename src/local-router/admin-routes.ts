@@ -17,7 +17,7 @@ import {
   updateBusyThresholds,
 } from "../config/busy-thresholds.ts";
 import { formatFault } from "../config/config-fault.ts";
-import type { Choice } from "../core/decision.ts";
+import type { Choice } from "../core/choice.ts";
 import type { BusyThresholds, WorkerRoster } from "../core/worker-roster.ts";
 import { decodeHashQuestion } from "../protocol/hash-frame.ts";
 import { readJsonObject, shown } from "../protocol/request-body.ts";

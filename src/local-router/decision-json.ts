@@ -1,6 +1,7 @@
 /** A worker choice as people and the global router read it: snake_case, ids as decimal strings. */
+
+import type { Choice } from "../core/choice.ts";
 import type { CostTerms } from "../core/cost-terms.ts";
-import type { Choice } from "../core/decision.ts";
 import type { Decision, DecisionCandidate } from "../core/decision-record.ts";
 import { softmaxWeights } from "../core/worker-pick.ts";
 

@@ -4,8 +4,8 @@
  */
 import { TiergridError } from "../base/errors.ts";
 import { latenessMs } from "../core/best-fit.ts";
+import type { ChosenWorker } from "../core/choice.ts";
 import type { LatencyTerms } from "../core/cost-terms.ts";
-import type { ChosenWorker } from "../core/decision.ts";
 import type { Decision } from "../core/decision-record.ts";
 import type { LatencyRole } from "../core/latency-book.ts";
 import type { LatencyCostOptions } from "../core/latency-cost.ts";

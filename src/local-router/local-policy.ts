@@ -8,7 +8,7 @@
  */
 import type { Clock } from "../base/clock.ts";
 import { type ErrorCode, errorTable, TiergridError } from "../base/errors.ts";
-import type { ChosenWorker } from "../core/decision.ts";
+import type { ChosenWorker } from "../core/choice.ts";
 import type { LatencyBook } from "../core/latency-book.ts";
 import { outputBlocksCrossed, outputFraction, type WorkerLoad } from "../core/worker-load.ts";
 import type { ClosedNotice, FinishedNotice, RequestNotice } from "../protocol/notices.ts";

@@ -4,7 +4,7 @@
  * it. Callers of the frontend are answered by the frontend, from what the routers explain.
  */
 import type { Random } from "../base/random.ts";
-import type { Choice } from "../core/decision.ts";
+import type { Choice } from "../core/choice.ts";
 import { decodeDispatch } from "../protocol/request-frame.ts";
 import type { Dispatch, RequestBody } from "../protocol/requests.ts";
 import type { StreamFrame } from "../protocol/stream-frames.ts";

@@ -12,7 +12,7 @@
  */
 import { type CancelTimer, type Clock, every } from "../base/clock.ts";
 import type { Random } from "../base/random.ts";
-import type { ChosenWorker } from "../core/decision.ts";
+import type { ChosenWorker } from "../core/choice.ts";
 import { ReplicaBook } from "../core/replica-book.ts";
 import type { WorkerLoad } from "../core/worker-load.ts";
 import {

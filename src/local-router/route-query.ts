@@ -2,7 +2,7 @@
 import { TiergridError } from "../base/errors.ts";
 import type { KvRouterConfig, RouterConfigOverride } from "../config/kv-router-config.ts";
 import { choiceSettings, parseRouterConfigOverride } from "../config/kv-router-config.ts";
-import type { ChoiceSettings, WorkerPolicy } from "../core/decision.ts";
+import type { ChoiceSettings, WorkerPolicy } from "../core/choice.ts";
 import type { WorkerConstraints } from "../core/worker-roster.ts";
 import type { BlockHasher } from "../protocol/block-hashes.ts";
 import { hashPrompt } from "../protocol/prompt-hashes.ts";

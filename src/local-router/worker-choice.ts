@@ -6,15 +6,14 @@ import type { Clock } from "../base/clock.ts";
 import { TiergridError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
 import { bestCachedTokens, type Room, roomFor } from "../core/admission-gate.ts";
-import {
-  type Choice,
-  type ChoiceRequest,
-  type ChoiceTables,
-  type ChosenWorker,
-  chooseAndBook,
-  explain,
-  type RefusedChoice,
-} from "../core/decision.ts";
+import type {
+  Choice,
+  ChoiceRequest,
+  ChoiceTables,
+  ChosenWorker,
+  RefusedChoice,
+} from "../core/choice.ts";
+import { chooseAndBook, explain } from "../core/decision.ts";
 import type { Decision, DecisionRecorder } from "../core/decision-record.ts";
 import type { SelectionRefusal, WorkerConstraints } from "../core/worker-roster.ts";
 import type { DecisionRing, KeptDecision } from "./decision-ring.ts";

@@ -3,7 +3,7 @@ import type { Clock } from "../base/clock.ts";
 import { mulberry32, type Random, randomU32 } from "../base/random.ts";
 import type { KvRouterConfig } from "../config/kv-router-config.ts";
 import type { PoolConfig } from "../config/pool-config.ts";
-import type { WorkerPolicy } from "../core/decision.ts";
+import type { WorkerPolicy } from "../core/choice.ts";
 import type { KvIndexCore } from "../core/kv-index.ts";
 import type { Role } from "../core/sla-grid.ts";
 import { phaseOfRole } from "../global-router/pool-health.ts";

@@ -11,7 +11,7 @@ import {
   scoreOf,
   type Ticket,
 } from "../../src/core/admission-queue.ts";
-import { choiceTables } from "../../src/core/decision.ts";
+import { choiceTables } from "../../src/core/choice.ts";
 import { WorkerLoad } from "../../src/core/worker-load.ts";
 import { WorkerRoster } from "../../src/core/worker-roster.ts";
 import golden from "../golden/queue-order.json" with { type: "json" };

@@ -6,8 +6,9 @@ import type {
   ChoiceSettings,
   ChoiceTables,
   ChosenWorker,
-} from "../../src/core/decision.ts";
-import { choiceTables, chooseAndBook, explain } from "../../src/core/decision.ts";
+} from "../../src/core/choice.ts";
+import { choiceTables } from "../../src/core/choice.ts";
+import { chooseAndBook, explain } from "../../src/core/decision.ts";
 import type { Decision } from "../../src/core/decision-record.ts";
 import { WorkerLoad } from "../../src/core/worker-load.ts";
 import { WorkerRoster } from "../../src/core/worker-roster.ts";

@@ -2,13 +2,9 @@ import fc from "fast-check";
 import { expect, it } from "vitest";
 import { mulberry32 } from "../../src/base/random.ts";
 import { choiceSettings, defaultKvRouterConfig } from "../../src/config/kv-router-config.ts";
-import type { ChoiceRequest, ChoiceTables } from "../../src/core/decision.ts";
-import {
-  choiceTables,
-  chooseAndBook,
-  explain,
-  latencyChoiceTables,
-} from "../../src/core/decision.ts";
+import type { ChoiceRequest, ChoiceTables } from "../../src/core/choice.ts";
+import { choiceTables, latencyChoiceTables } from "../../src/core/choice.ts";
+import { chooseAndBook, explain } from "../../src/core/decision.ts";
 import { leaveOutCrowded } from "../../src/core/herd-guard.ts";
 import { LatencyBook } from "../../src/core/latency-book.ts";
 import { defaultLatencyWeights } from "../../src/core/latency-cost.ts";

@@ -1,6 +1,6 @@
 /** Every policy a replay can run, by name. */
 import type { RouterConfigOverride } from "../../config/kv-router-config.ts";
-import type { WorkerPolicy } from "../../core/decision.ts";
+import type { WorkerPolicy } from "../../core/choice.ts";
 import { defaultLatencyWeights, type LatencyWeights } from "../../core/latency-cost.ts";
 import type { CostMode } from "../../core/worker-cost.ts";
 import type { MockEngineConfig } from "../../worker/mock-engine-config.ts";

@@ -8,16 +8,15 @@
 import { TiergridError } from "../../base/errors.ts";
 import { mulberry32, type Random } from "../../base/random.ts";
 import { choiceSettings, defaultKvRouterConfig } from "../../config/kv-router-config.ts";
-import { createKvIndex } from "../../core/create-kv-index.ts";
 import {
   type ChoiceRequest,
   type ChoiceSettings,
   type ChoiceTables,
   choiceTables,
-  chooseAndBook,
-  explain,
   latencyChoiceTables,
-} from "../../core/decision.ts";
+} from "../../core/choice.ts";
+import { createKvIndex } from "../../core/create-kv-index.ts";
+import { chooseAndBook, explain } from "../../core/decision.ts";
 import type { Decision, DecisionRecorder } from "../../core/decision-record.ts";
 import type { KvIndex } from "../../core/kv-index.ts";
 import { LatencyBook } from "../../core/latency-book.ts";

@@ -1,7 +1,7 @@
 /**
  * The rules about files that the linter cannot see: floors, the one place for `nats`, names, sizes,
- * time and randomness as parameters, and that nothing in `src/` is dead. Every violation is listed
- * as `file:line  rule`.
+ * time and randomness as parameters, no circles of imports, and that nothing in `src/` is dead.
+ * Every violation is listed as `file:line  rule`.
  */
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { dirname, join, relative, resolve } from "node:path";
@@ -72,6 +72,10 @@ it("leads from an entry point to every file of src/", () => {
   expect(unreachable(readFolder("src"))).toEqual([]);
 });
 
+it("has no circles of imports in src/", () => {
+  expect(inCircles(readFolder("src"))).toEqual([]);
+});
+
 it("keeps barrels and catch-all names out of test/ and bench/ too", () => {
   const files = ["test", "bench"].flatMap(readFolder);
   expect(files.flatMap(nameViolations)).toEqual([]);
@@ -100,6 +104,14 @@ it("finds the files that nothing imports", () => {
   expect(unreachable([main, used, thread, dead])).toEqual([
     "src/core/c.ts:1  no entry point leads here",
   ]);
+});
+
+it("finds circles of imports, not the files around them", () => {
+  const above = { path: "src/core/a.ts", text: 'import { b } from "./b.ts";' };
+  const one = { path: "src/core/b.ts", text: 'import type { C } from "./c.ts";' };
+  const other = { path: "src/core/c.ts", text: 'import { b } from "./b.ts"; import "./d.ts";' };
+  const below = { path: "src/core/d.ts", text: "" };
+  expect(inCircles([above, one, other, below])).toEqual(["src/core/b.ts", "src/core/c.ts"]);
 });
 
 it("does not take comments for code", () => {
@@ -178,6 +190,26 @@ function unreachable(files: readonly SourceFile[]): string[] {
   }
   const dead = files.filter((file) => !reached.has(file.path));
   return dead.map((file) => `${file.path}:1  no entry point leads here`);
+}
+
+/** Files on a circle of static imports, types included: what is left without the ends of all ways. */
+function inCircles(files: readonly SourceFile[]): string[] {
+  const form = /\bfrom\s*"(\.[^"\n]+)"/g;
+  const left = new Map(
+    files.map(({ path, text }) => {
+      const found = [...withoutComments(text).matchAll(form)];
+      return [path, new Set(found.map((match) => targetOf(path, match[1] ?? "")))];
+    }),
+  );
+  for (let before = -1; before !== left.size; ) {
+    before = left.size;
+    const imported = new Set([...left.values()].flatMap((targets) => [...targets]));
+    for (const [path, targets] of left) {
+      const leadsOn = [...targets].some((target) => left.has(target));
+      if (!leadsOn || !imported.has(path)) left.delete(path);
+    }
+  }
+  return [...left.keys()];
 }
 
 /** Static, lazy and worker-thread (`new URL("./x.ts", import.meta.url)`) imports. */

@@ -35,11 +35,11 @@ export function watchPoolConfig(options: ConfigWatchOptions, follow: boolean): C
   const { path, clock, log } = options;
   let cancelSettle: CancelTimer = () => {};
   let changedAtMs: number | undefined;
-  let reading: Promise<void> = Promise.resolve();
-  const reloadNow = (by: ChangedBy): Promise<void> => {
+  let reading: Promise<string> = Promise.resolve("");
+  const reloadNow = async (by: ChangedBy): Promise<void> => {
     // One after the other, so that an older file never replaces a newer one.
-    reading = reading.then(() => reloadOnce(options, by));
-    return reading;
+    reading = reading.then((refused) => reloadOnce(options, by, refused));
+    await reading;
   };
   const changed = (): void => {
     cancelSettle();
@@ -66,19 +66,33 @@ export function watchPoolConfig(options: ConfigWatchOptions, follow: boolean): C
   };
 }
 
-async function reloadOnce(options: ConfigWatchOptions, by: ChangedBy): Promise<void> {
+/**
+ * Answers what it refused, "" when nothing: faults, or the version of a config that cannot follow
+ * the one in force. While other changes in the folder lead to `refused` again, nothing is said: this
+ * process may be writing its log there.
+ */
+async function reloadOnce(
+  options: ConfigWatchOptions,
+  by: ChangedBy,
+  refused: string,
+): Promise<string> {
   const { path, load, log, grids } = options;
+  let found = "";
   try {
     const result = await loadPoolConfigFile(path, load);
+    const faults = result.ok ? [] : result.faults.map(formatFault);
+    found = result.ok ? result.config.version : faults.join("\n");
+    if (by === "file" && found === refused) return refused;
     if (result.ok) {
       const taken = grids.offer(result.config, result.warnings.length, by);
-      if (taken === "unchanged") return;
+      if (taken === "unchanged") return "";
       for (const warning of result.warnings) log.warn(formatFault(warning));
-      return;
+      return "";
     }
     grids.rejected(result.faults, by);
-    for (const fault of result.faults) log.error(formatFault(fault));
+    for (const fault of faults) log.error(fault);
   } catch (thrown) {
     log.error("pool config not applied", { error: toTiergridError(thrown).message });
   }
+  return found;
 }

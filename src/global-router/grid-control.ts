@@ -12,7 +12,7 @@
  */
 import type { Clock } from "../base/clock.ts";
 import { TiergridError } from "../base/errors.ts";
-import type { ConfigFault } from "../config/config-fault.ts";
+import { type ConfigFault, describeValue } from "../config/config-fault.ts";
 import type { PoolConfig } from "../config/pool-config.ts";
 import type { Role } from "../core/sla-grid.ts";
 import type { Log } from "../runtime/log.ts";
@@ -240,7 +240,8 @@ function countReload(control: Control, reload: Omit<LastReload, "at">): void {
   const { result, by } = reload;
   metrics.counter("tiergrid_config_reloads_total", { kind: "pool", result }).add(1);
   // Whatever else changes in the file's folder must not hide what became of the file.
-  if (by === "file" && result === "unchanged") return;
+  const wasRejected = control.lastReload?.result === "rejected";
+  if (by === "file" && result === "unchanged" && !wasRejected) return;
   control.lastReload = { ...reload, at: new Date(clock.wallMs()).toISOString() };
   metrics.gauge("tiergrid_config_errors", { kind: "pool" }).set(0);
 }
@@ -311,6 +312,7 @@ function textField(asked: Fields, field: string): string | undefined {
 function percentField(asked: Fields): number {
   const percent = asked["percent"];
   if (typeof percent === "number" && percent >= 0 && percent <= 100) return percent;
-  const message = `percent must be a number from 0 to 100, got ${String(percent).slice(0, 40)}`;
+  const got = percent === undefined ? "nothing" : describeValue(percent);
+  const message = `percent must be a number from 0 to 100, got ${got}`;
   throw new TiergridError("invalid_request", message, { field: "percent" });
 }

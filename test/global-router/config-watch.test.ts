@@ -77,6 +77,39 @@ it("follows a file in a folder that never rests", () =>
     watch.stop();
   }));
 
+it("says once what is wrong with a file in a folder that never rests", () =>
+  inFolder(async ({ path, write }) => {
+    const { rejected, grids } = recorder();
+    const offered: string[] = [];
+    const offer = (config: PoolConfig): "applied" => {
+      offered.push(config.mode);
+      return grids.offer(config);
+    };
+    let noisy = 0;
+    const errors: string[] = [];
+    const log = { ...silentLog, error: (message: string) => void errors.push(message) };
+    const options = { path, load, clock: realClock, log, grids: { ...grids, offer } };
+    const reads = async (count: number): Promise<void> => {
+      for (let read = 0; read < count; read++) {
+        await writeFile(`${path}.log`, String(noisy++));
+        await watch.reloadNow("file");
+      }
+    };
+    await write("{");
+    const watch = watchPoolConfig(options, false);
+    await reads(3);
+    expect([rejected, errors.length]).toEqual([[1], 1]);
+    await watch.reloadNow("signal");
+    expect(rejected).toHaveLength(2);
+    await write(textOf(disaggConfig()));
+    await reads(3);
+    expect(offered).toEqual(["disagg"]);
+    await write("{");
+    await reads(2);
+    expect([rejected.length, errors.length]).toEqual([3, 4]);
+    watch.stop();
+  }));
+
 it("notices that another file took the name, and stops noticing", () =>
   inFolder(async ({ path, write }) => {
     const { applied, grids } = recorder();

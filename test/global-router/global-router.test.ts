@@ -650,6 +650,11 @@ it("puts another config in force for new requests while old ones end in theirs",
   expect(rig.router.pools()).toMatchObject({ config: { last_reload: { result: "rejected" } } });
   const reloads = 'tiergrid_config_reloads_total{kind="pool",result="rejected"}';
   expect(await metric(rig, reloads)).toBe(1);
+  expect(await metric(rig, 'tiergrid_config_errors{kind="pool"}')).toBe(1);
+  // The file is again what is in force.
+  expect(offer(next)).toBe("unchanged");
+  expect(rig.router.pools()).toMatchObject({ config: { last_reload: { result: "unchanged" } } });
+  expect(await metric(rig, 'tiergrid_config_errors{kind="pool"}')).toBe(0);
 });
 
 it("is not ready without every pool where all are required, nor without a bus", async () => {

@@ -20,6 +20,7 @@ const benches = {
   decision: () => import("./decision-bench.ts"),
   stream: () => import("./stream-bench.ts"),
   sse: () => import("./sse-bench.ts"),
+  share: () => import("./share-bench.ts"),
 } as const;
 
 interface Bench {

@@ -1,6 +1,6 @@
 /** The processes of the stream bench and their broker: started, told, timed, stopped. */
 import { type ChildProcess, execFile, fork } from "node:child_process";
-import { readFile } from "node:fs/promises";
+import { readFile, rm, symlink } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
@@ -11,7 +11,9 @@ import { type NatsServer, startNatsServer } from "../src/runtime/nats-server.ts"
 const root = fileURLToPath(new URL("..", import.meta.url));
 const cacheDir = join(root, ".cache", "nats-server");
 /** Compiled processes; inside the project, so that they find its packages. */
-const outDir = join(root, ".cache", "bench");
+export const outDir: string = join(root, ".cache", "bench");
+/** What the program reads beside its code. */
+const assets = ["schemas", "models", "dist", "package.json"];
 /** Names a directory to write a CPU profile of every process to. */
 const profileDir = process.env["BENCH_CPU_PROFILES"];
 /** Clock ticks per second of /proc/<pid>/stat. */
@@ -38,13 +40,18 @@ const roles: readonly (readonly [name: string, role: string, next?: string])[] =
   ["client", "client"],
 ];
 
-export async function startFleet(): Promise<Fleet> {
+/** A broker of the bench's own. */
+export async function startBroker(): Promise<NatsServer> {
   const onProgress = (line: string): void => console.error(line);
   const find = { cacheDir, env: process.env, onProgress, allowDownload: true, clock: realClock };
   const binary = await findNatsServer(find);
-  if (binary === undefined) throw new Error("the stream bench needs a nats-server");
-  await compile();
-  const server = await startNatsServer({ binary, clock: realClock });
+  if (binary === undefined) throw new Error("the bench needs a nats-server");
+  return startNatsServer({ binary, clock: realClock });
+}
+
+export async function startFleet(): Promise<Fleet> {
+  await compile("bench/stream-bench-process.ts");
+  const server = await startBroker();
   const children = new Map<string, ChildProcess>();
   for (const [name, role, next = ""] of roles) {
     const args = [role, server.url, name, next];
@@ -64,7 +71,7 @@ export async function stopFleet({ server, children }: Fleet): Promise<void> {
 }
 
 /** Plain JavaScript, as packages ship it: a loader's wrappers would be measured too. */
-async function compile(): Promise<void> {
+export async function compile(...sources: readonly string[]): Promise<void> {
   const options = {
     target: "es2023",
     module: "nodenext",
@@ -74,9 +81,14 @@ async function compile(): Promise<void> {
   };
   const flags = Object.entries(options).flatMap(([name, value]) => [`--${name}`, value]);
   const switches = ["--rewriteRelativeImportExtensions", "--skipLibCheck", "--noCheck"];
-  const source = join(root, "bench", "stream-bench-process.ts");
+  const paths = sources.map((source) => join(root, source));
   const tsc = join(root, "node_modules", ".bin", "tsc");
-  await promisify(execFile)(tsc, [source, "--ignoreConfig", ...flags, ...switches]);
+  await promisify(execFile)(tsc, [...paths, "--ignoreConfig", ...flags, ...switches]);
+  for (const name of assets) {
+    const link = join(outDir, name);
+    await rm(link, { force: true });
+    await symlink(join(root, name), link);
+  }
 }
 
 export function childOf(fleet: Fleet, name: string): ChildProcess {
@@ -107,8 +119,13 @@ export async function cpuTimes(fleet: Fleet): Promise<Map<string, number>> {
     times.set(name, usage.user + usage.system);
   };
   await Promise.all([...fleet.children].map(ask));
-  const stat = await readFile(`/proc/${fleet.server.pid}/stat`, "utf8");
+  return times.set("server", await cpuTimeOf(fleet.server.pid));
+}
+
+/** CPU time of any process in µs so far, as the kernel counts it: in ticks of 10 ms. */
+export async function cpuTimeOf(pid: number): Promise<number> {
+  const stat = await readFile(`/proc/${pid}/stat`, "utf8");
   const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
   const ticks = Number(fields[11]) + Number(fields[12]);
-  return times.set("server", (1e6 * ticks) / ticksPerSecond);
+  return (1e6 * ticks) / ticksPerSecond;
 }

@@ -21,7 +21,14 @@ import type { TraceRequest } from "../src/sim/mooncake-trace.ts";
 import { synthesisPresets, synthesizeTrace } from "../src/sim/trace-synth.ts";
 import { promptTokens } from "../src/sim/workload.ts";
 import type { BenchOptions, BenchRow } from "./bench-row.ts";
-import { compile, cpuTimeOf, messageOf, outDir, startBroker } from "./stream-bench-fleet.ts";
+import {
+  compile,
+  cpuTimeOf,
+  messageOf,
+  outDir,
+  profileArgs,
+  startBroker,
+} from "./stream-bench-fleet.ts";
 
 const model = "mock-model";
 const readers = 64;
@@ -129,7 +136,9 @@ async function startParts(config: object, pools: readonly Pool[]): Promise<Parts
   const start = (name: PartName, args: readonly string[]): ChildProcess => {
     const program = name === "frontend" ? "bench/share-frontend.js" : "src/cli/main.js";
     const env = { ...process.env, DYN_SYSTEM_HOST: "127.0.0.1" };
-    const child = fork(join(outDir, program), args, { env, stdio: ["ignore", "ignore", 2, "ipc"] });
+    const execArgv = profileArgs(`${name}-${children.length}`);
+    const stdio = ["ignore", "ignore", "inherit", "ipc"] as const;
+    const child = fork(join(outDir, program), args, { env, execArgv, stdio: [...stdio] });
     children.push([name, child]);
     return child;
   };

@@ -55,9 +55,7 @@ export async function startFleet(): Promise<Fleet> {
   const children = new Map<string, ChildProcess>();
   for (const [name, role, next = ""] of roles) {
     const args = [role, server.url, name, next];
-    const execArgv = profileDir
-      ? ["--cpu-prof", `--cpu-prof-dir=${profileDir}`, `--cpu-prof-name=${name}.cpuprofile`]
-      : [];
+    const execArgv = profileArgs(name);
     const child = fork(join(outDir, "bench", "stream-bench-process.js"), args, { execArgv });
     children.set(name, child);
     await messageOf(child, "ready");
@@ -68,6 +66,12 @@ export async function startFleet(): Promise<Fleet> {
 export async function stopFleet({ server, children }: Fleet): Promise<void> {
   for (const child of children.values()) child.disconnect();
   await server.stop();
+}
+
+/** Flags of Node that write `<name>.cpuprofile`, when profiles are asked for. */
+export function profileArgs(name: string): string[] {
+  if (!profileDir) return [];
+  return ["--cpu-prof", `--cpu-prof-dir=${profileDir}`, `--cpu-prof-name=${name}.cpuprofile`];
 }
 
 /** Plain JavaScript, as packages ship it: a loader's wrappers would be measured too. */

@@ -1,48 +1,69 @@
 #!/usr/bin/env node
 /**
- * `npm test`: lint and format, types, then every vitest project. Arguments go to vitest, e.g.
- * `npm test -- --project unit test/core`. The last line is `N passed, N failed[, N skipped]`;
- * a check that fails counts as one failed item. Exits 0 only when nothing failed.
+ * `npm test`: lint and format, types, then every vitest project, in two lanes:
+ *
+ *   checks ▶ unit ▶ sim        what computes, on this terminal
+ *   integration                what mostly waits for processes; its output follows at the end
+ *
+ * With arguments there is one lane and they go to vitest: `npm test -- --project unit test/core`.
+ * The last line is `N passed, N failed[, N skipped]`; a check that fails counts as one failed
+ * item. Exits 0 only when nothing failed.
  */
-import { spawnSync } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { spawn } from "node:child_process";
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 
 const root = resolve(import.meta.dirname, "..");
-
 const checks = [
   { name: "lint and format", command: "biome", args: ["check", "--diagnostic-level=warn", "."] },
   { name: "types", command: "tsc", args: [] },
 ];
-const failedChecks = checks.filter((check) => !runs(check.command, check.args));
-const tests = runTests(process.argv.slice(2));
 
-for (const check of failedChecks) process.stdout.write(`FAILED CHECK  ${check.name}\n`);
-const failed = tests.failed + failedChecks.length;
-const skipped = tests.skipped > 0 ? `, ${tests.skipped} skipped` : "";
-process.stdout.write(`${tests.passed} passed, ${failed} failed${skipped}\n`);
-process.exitCode = failed > 0 ? 1 : 0;
-
-/** Runs vitest with its output on the terminal; counts come from its JSON report. */
-function runTests(args) {
-  const folder = mkdtempSync(join(tmpdir(), "tiergrid-test-"));
-  const report = join(folder, "report.json");
-  try {
-    const reporters = ["--reporter=default", "--reporter=json", `--outputFile.json=${report}`];
-    const clean = runs("vitest", ["run", ...reporters, ...args]);
-    const counts = countsOf(report);
-    // Unhandled errors and files that cannot be loaded fail the run without failing a test.
-    return { ...counts, failed: counts.failed + (clean || counts.failed > 0 ? 0 : 1) };
-  } finally {
-    rmSync(folder, { recursive: true, force: true });
-  }
+const folder = mkdtempSync(join(tmpdir(), "tiergrid-test-"));
+try {
+  const asked = process.argv.slice(2);
+  report(await (asked.length > 0 ? computed(asked) : bothLanes()));
+} finally {
+  rmSync(folder, { recursive: true, force: true });
 }
 
-function countsOf(report) {
+async function bothLanes() {
+  const log = join(folder, "integration.log");
+  const output = openSync(log, "w");
+  const waiting = vitest("integration", ["--project", "integration"], output);
+  const first = await computed(["--project", "unit", "--project", "sim"]);
+  process.stdout.write("integration: its output follows when it is over\n");
+  const second = await waiting;
+  closeSync(output);
+  process.stdout.write(readFileSync(log));
+  return [...first, ...second];
+}
+
+/** The checks, then vitest with `args`. */
+async function computed(args) {
+  const failed = [];
+  for (const { name, command, args: given } of checks) {
+    if (!(await runs(command, given, "inherit"))) failed.push(name);
+  }
+  const counts = await vitest("first", args, "inherit");
+  return [...counts, { passed: 0, failed: failed.length, skipped: 0, checks: failed }];
+}
+
+/** Runs vitest; counts come from its JSON report, which `lane` names. */
+async function vitest(lane, args, output) {
+  const json = join(folder, `${lane}.json`);
+  const reporters = ["--reporter=default", "--reporter=json", `--outputFile.json=${json}`];
+  const clean = await runs("vitest", ["run", ...reporters, ...args], output);
+  const counts = countsOf(json);
+  // Unhandled errors and files that cannot be loaded fail the run without failing a test.
+  return [{ ...counts, failed: counts.failed + (clean || counts.failed > 0 ? 0 : 1) }];
+}
+
+function countsOf(json) {
   try {
     const { numPassedTests, numPendingTests, numTodoTests, testResults } = JSON.parse(
-      readFileSync(report, "utf8"),
+      readFileSync(json, "utf8"),
     );
     const failed = testResults.flatMap((file) => {
       const tests = file.assertionResults.filter((test) => test.status === "failed");
@@ -58,9 +79,27 @@ function countsOf(report) {
   }
 }
 
-function runs(command, args) {
+function report(counts) {
+  const sum = (of) => counts.reduce((total, count) => total + of(count), 0);
+  for (const name of counts.flatMap(({ checks = [] }) => checks)) {
+    process.stdout.write(`FAILED CHECK  ${name}\n`);
+  }
+  const failed = sum((count) => count.failed);
+  const skipped = sum((count) => count.skipped);
+  const unrun = skipped > 0 ? `, ${skipped} skipped` : "";
+  process.stdout.write(`${sum((count) => count.passed)} passed, ${failed} failed${unrun}\n`);
+  process.exitCode = failed > 0 ? 1 : 0;
+}
+
+/** True when the command exits 0; stdout and stderr go to `output`. */
+function runs(command, args, output) {
   const path = join(root, "node_modules", ".bin", command);
-  const { status, error } = spawnSync(path, args, { cwd: root, stdio: "inherit" });
-  if (error) process.stderr.write(`cannot run ${command}: ${error.message}\n`);
-  return status === 0;
+  const child = spawn(path, args, { cwd: root, stdio: ["inherit", output, output] });
+  return new Promise((settle) => {
+    child.once("exit", (code) => settle(code === 0));
+    child.once("error", ({ message }) => {
+      process.stderr.write(`cannot run ${command}: ${message}\n`);
+      settle(false);
+    });
+  });
 }

@@ -28,7 +28,7 @@ it("is made of the texts in the repository, byte for byte", () => {
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }
-}, 30_000);
+});
 
 it("has 2,048 ids of which the first 256 are the bytes", () => {
   expect(tokenizer.vocabularySize).toBe(2048);
@@ -50,7 +50,7 @@ it("gives any well-formed text back", () => {
       expect(detokenizer.push(ids) + detokenizer.end()).toBe(text);
     }),
   );
-}, 30_000);
+});
 
 it("decodes any ids, cut anywhere, to the text of all their bytes", () => {
   const anyIds = fc.array(fc.oneof(fc.nat(255), fc.nat(2100)), { maxLength: 60 });

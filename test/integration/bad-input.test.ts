@@ -34,7 +34,7 @@ beforeAll(async () => {
 beforeEach(async () => {
   await fleet.up();
   pids = ["global", "local", "worker"].map((name) => fleet.part(name).pid);
-}, 90_000);
+});
 
 afterEach(async ({ task }) => {
   if (task.result?.state !== "fail") return;
@@ -135,7 +135,7 @@ it("answers 413 with size and limit to bodies of 10 MB, announced or not", async
   const message = await expectRefusal(chunked, tooLarge);
   expect(message).toContain(String(4 * mib));
   await expectAlive();
-}, 90_000);
+});
 
 it("answers 400 to broken JSON and to bodies that are no request", async () => {
   const bodies = [
@@ -154,7 +154,7 @@ it("answers 400 to broken JSON and to bodies that are no request", async () => {
     await expectRefusal(await post(asked(fields)), { ...invalid, param });
   }
   await expectAlive();
-}, 90_000);
+});
 
 it("answers 400 to targets that are not finite; a negative one is the lowest cell", async () => {
   const bare = asked({}).replace("{", '{"nvext":{"router":{"ttft_target":NaN}},');
@@ -173,7 +173,7 @@ it("answers 400 to targets that are not finite; a negative one is the lowest cel
   expect(answer.status).toBe(200);
   expect(answer.headers.get("x-route-cell")).toBe("0.1");
   await expectAlive();
-}, 90_000);
+});
 
 it("answers 404, 405 and 415 to what it does not serve", async () => {
   const notFound = { ...invalid, status: 404, phrase: "Not Found" };
@@ -189,7 +189,7 @@ it("answers 404, 405 and 415 to what it does not serve", async () => {
   const plain = await post(asked({}), { "content-type": "text/plain" });
   await expectRefusal(plain, { ...invalid, ...media });
   await expectAlive();
-}, 90_000);
+});
 
 it("answers 413 with size and limit to a prompt of 400,000 tokens, before it is sent", async () => {
   const tokens = 400_000;
@@ -199,7 +199,7 @@ it("answers 413 with size and limit to a prompt of 400,000 tokens, before it is 
   const details = { bytes: body.details.bytes, max: mib };
   await expectRefusal(answer, { ...tooLarge, details });
   await expectAlive();
-}, 90_000);
+});
 
 it("refuses a frame above max_payload at the sender's own bus, which stays connected", async () => {
   const bus = await connectNatsBus({
@@ -227,7 +227,7 @@ it("refuses a frame above max_payload at the sender's own bus, which stays conne
     await bus.close();
   }
   await expectAlive();
-}, 90_000);
+});
 
 it("answers 529 while all workers are busy, and serves again when they are not", async () => {
   const prompt = new Array(64 * Math.ceil(2 * busyAbove * roomBlocks)).fill(9);
@@ -244,7 +244,7 @@ it("answers 529 while all workers are busy, and serves again when they are not",
   await fleet.idle();
   await until("the worker takes requests", async () => (await post(asked({}))).status === 200);
   await expectAlive();
-}, 90_000);
+});
 
 it("answers 503 at once while there is no worker, and serves when one comes", async () => {
   const worker = fleet.part("worker");
@@ -254,4 +254,4 @@ it("answers 503 at once while there is no worker, and serves when one comes", as
   await fleet.up();
   pids[2] = fleet.part("worker").pid;
   await expectAlive();
-}, 90_000);
+});

@@ -117,7 +117,7 @@ it("starts in any order, even before the broker, serves, and drains on SIGTERM",
   } finally {
     await nats.stop();
   }
-}, 60_000);
+});
 
 it("exits 0 on SIGTERM while it still waits for a broker", async () => {
   const local = startLocal(await freePort());
@@ -125,7 +125,7 @@ it("exits 0 on SIGTERM while it still waits for a broker", async () => {
   // A second reminder, so that the process is past its start.
   await local.says(/(no NATS server answers[\s\S]*){2}/);
   expect(await local.terminate()).toBe(0);
-}, 30_000);
+});
 
 it("prints everything that is wrong and exits 2", async () => {
   await writeFile(config, JSON.stringify({ ...poolConfig, num_agg_pools: 2, extra: 1 }));
@@ -141,4 +141,4 @@ it("prints everything that is wrong and exits 2", async () => {
   const path = start("local --endpoint only.backend", port);
   expect(await path.ended()).toBe(2);
   expect(path.stderr()).toContain("namespace.component.endpoint");
-}, 30_000);
+});

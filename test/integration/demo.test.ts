@@ -27,13 +27,13 @@ it("answers every request of a small trace over NATS with the right tokens", asy
     expect(workers).toHaveLength(2);
     expect(workers.reduce((sum, worker) => sum + worker.requests, 0)).toBe(requests);
   }
-}, 60_000);
+});
 
 it("runs on the embedded bus with another policy, and ends by itself", async () => {
   const run = tiergrid(["demo", ...small, "--bus", "embedded", "--router-policy", "round-robin"]);
   expect(await run.ended(), run.stderr()).toBe(0);
   expect(summaryOf(run.stdout())).toMatchObject({ completed: 24, bus: "embedded" });
-}, 60_000);
+});
 
 it("refuses a trace that it cannot read, and a server that is not there", async () => {
   const missing = tiergrid(["demo", "--trace", "/nonexistent.jsonl"]);
@@ -42,7 +42,7 @@ it("refuses a trace that it cannot read, and a server that is not there", async 
   const nowhere = tiergrid(["demo", "--nats", "nats://127.0.0.1:1", "--exit"]);
   expect(await nowhere.ended()).toBe(1);
   expect(nowhere.stderr()).toContain("error: no server");
-}, 60_000);
+});
 
 it("keeps the fleet up until it is told to stop, and answers in the meantime", async () => {
   const run = tiergrid(["demo", "--requests", "2", "--http-port", "0", "--json"], {
@@ -61,4 +61,4 @@ it("keeps the fleet up until it is told to stop, and answers in the meantime", a
   expect(response.status).toBe(200);
   expect(await response.json()).toMatchObject({ usage: { completion_tokens: 8 } });
   expect(await run.terminate()).toBe(0);
-}, 60_000);
+});

@@ -68,4 +68,4 @@ it("rebuilds from the workers when stream and buckets vanish, and survives the s
   await second.close();
   await Promise.all(logs.map((log) => log.close()));
   await server.stop();
-}, 60_000);
+});

@@ -126,7 +126,7 @@ it("restores a killed router's state from snapshot and stream while the workers 
   expect(await sumOf(portOf(next), "tiergrid_index_resyncs_total")).toBe(0);
   await generate("router", 20);
   expect(await sumOf(portOf(next), "tiergrid_index_resyncs_total")).toBe(0);
-}, 120_000);
+});
 
 it.each([
   ["local", router],

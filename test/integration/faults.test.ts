@@ -47,7 +47,7 @@ beforeAll(async () => {
 
 beforeEach(async () => {
   await fleet.up();
-}, 90_000);
+});
 
 afterEach(async ({ task }) => {
   if (task.result?.state !== "fail") return;
@@ -74,7 +74,7 @@ it("moves the streams of a killed worker to the other one, every token once", as
   expect(await outcomesOf(streams)).toEqual({ exact: streamCount });
   expect(await migrations()).toBeGreaterThan(0);
   await fleet.idle();
-}, 90_000);
+});
 
 it("reads the prompts of a killed prefill worker on the other one", async () => {
   // About half a second of prefill each: most are still queued or half read at the kill.
@@ -89,7 +89,7 @@ it("reads the prompts of a killed prefill worker on the other one", async () => 
   await kill(victim);
   expect(await outcomesOf(streams)).toEqual({ exact: streamCount });
   await fleet.idle();
-}, 90_000);
+});
 
 it("fails new requests cleanly while a pool's local router is dead, and loses no stream", async () => {
   const streams = openStreams(fleet.api, streamCount, tokens);
@@ -101,7 +101,7 @@ it("fails new requests cleanly while a pool's local router is dead, and loses no
   await fleet.up();
   expect(await outcomesOf(openStreams(fleet.api, 4, 20))).toEqual({ exact: 4 });
   await fleet.idle();
-}, 90_000);
+});
 
 it("resumes every stream when a killed nats-server comes back after a second", async () => {
   const before = await migrations();
@@ -114,7 +114,7 @@ it("resumes every stream when a killed nats-server comes back after a second", a
   expect(await outcomesOf(streams)).toEqual({ exact: streamCount });
   expect(await migrations()).toBe(before);
   await fleet.idle();
-}, 90_000);
+});
 
 it("moves no stream while nats-server hangs for two seconds", async () => {
   const before = await migrations();
@@ -124,7 +124,7 @@ it("moves no stream while nats-server hangs for two seconds", async () => {
   expect(await outcomesOf(streams)).toEqual({ exact: streamCount });
   expect(await migrations()).toBe(before);
   await fleet.idle();
-}, 90_000);
+});
 
 it("moves the streams of a worker that hangs, and ignores what it says when it wakes", async () => {
   const before = await migrations();
@@ -134,7 +134,7 @@ it("moves the streams of a worker that hangs, and ignores what it says when it w
   expect(await outcomesOf(streams)).toEqual({ exact: streamCount });
   expect(await migrations()).toBeGreaterThan(before);
   await fleet.idle();
-}, 90_000);
+});
 
 it("stops the engines when the clients leave", async () => {
   // Ten minutes of decoding: only a cancel ends these in time.
@@ -142,7 +142,7 @@ it("stops the engines when the clients leave", async () => {
   await inFlight(streams);
   for (const stream of streams) stream.leave();
   await fleet.idle();
-}, 90_000);
+});
 
 it("drains a worker that gets SIGTERM under load without failing a request", async () => {
   const streams = openStreams(fleet.api, streamCount, tokens);
@@ -156,7 +156,7 @@ it("drains a worker that gets SIGTERM under load without failing a request", asy
   expect(await leaving.ended).toEqual({ code: 0, signal: null });
   expect(await outcomesOf(streams)).toEqual({ exact: streams.length });
   await fleet.idle();
-}, 90_000);
+});
 
 it("drains the global router: /ready says no, open answers end, exit 0", async () => {
   const { api } = fleet;
@@ -174,4 +174,4 @@ it("drains the global router: /ready says no, open answers end, exit 0", async (
   expect(await leaving.ended).toEqual({ code: 0, signal: null });
   await fleet.up();
   await fleet.idle();
-}, 90_000);
+});

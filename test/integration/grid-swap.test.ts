@@ -82,7 +82,7 @@ beforeAll(async () => {
   ];
   fleet = createFleet(nats.url, parts);
   await fleet.up();
-}, 90_000);
+});
 
 afterAll(async () => {
   await fleet?.down();
@@ -118,7 +118,7 @@ it("swaps the grid 100 times and fails no request, whoever asks for the swap", a
     new Set(["start", "file", "http", "signal"]),
   );
   expect((await selections()) - sent).toBe(316);
-}, 120_000);
+});
 
 it("keeps the grid when the file breaks, tries a new one on a share, and goes back", async () => {
   const { in_force: good } = await grid("versions");
@@ -144,4 +144,4 @@ it("keeps the grid when the file breaks, tries a new one on a share, and goes ba
   const shares = tallies.map(({ tally }) => tally.requests);
   expect(Math.min(...shares)).toBeGreaterThan(0);
   expect((await grid("promote", {})).in_force).toBe(last);
-}, 60_000);
+});

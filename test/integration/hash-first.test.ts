@@ -44,7 +44,7 @@ beforeAll(async () => {
   await fleet.up();
   const access = { servers: [nats.url], role: "ob", clock: realClock, random: osRandom } as const;
   bus = await connectNatsBus(access);
-}, 90_000);
+});
 
 afterAll(async () => {
   await bus?.close();
@@ -130,4 +130,4 @@ it("routes a huge prompt by its hashes, and the next like it to the worker that 
     expect(freed).toMatchObject({ success: true });
   }
   await fleet.idle();
-}, 120_000);
+});

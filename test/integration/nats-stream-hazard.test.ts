@@ -84,7 +84,7 @@ it("N1: a broker restart punches a hole into a stream of the plain client", asyn
   const tokens = received.filter((data) => data !== "end");
   expect(tokens.length).toBeGreaterThanOrEqual(streamTokens / 4);
   expect(tokens.length).toBeLessThan(streamTokens);
-}, 30_000);
+});
 
 it("N1: a stream of ours over the same restart has every token once", async () => {
   const nats = await server();
@@ -123,4 +123,4 @@ it("N1: a stream of ours over the same restart has every token once", async () =
   );
   expect(owner.totals.migrations).toBe(0);
   expect(owner.open).toBe(0);
-}, 30_000);
+});

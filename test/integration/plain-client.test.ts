@@ -26,7 +26,7 @@ beforeAll(async () => {
 
 beforeEach(async () => {
   await fleet.up();
-}, 90_000);
+});
 
 afterAll(async () => {
   await nc?.close();

@@ -100,7 +100,7 @@ it("starts the fleet of separate processes, and the curl names pools, cells and 
   const id = expect.stringMatching(/^\d+$/);
   const workers = { prefill_worker_id: id, decode_worker_id: id };
   expect(answer.nvext.worker_id).toMatchObject(workers);
-}, 90_000);
+});
 
 it("explains a request as the text around the command says", () => {
   const command = blockWith("tiergrid -- explain");
@@ -114,7 +114,7 @@ it("explains a request as the text around the command says", () => {
   expect(run(command.replace("--ttft-target-ms 300", ""))).toContain(
     "prefill: pool 1 prefill-bulk",
   );
-}, 60_000);
+});
 
 it("shows the grid that the command draws", async () => {
   const [, path = "", role] = /<!-- grid: (\S+) (\w+) -->/.exec(readme) ?? [];

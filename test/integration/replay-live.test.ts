@@ -69,7 +69,7 @@ beforeAll(async () => {
   nats = await startNats();
   fleet = createAggFleet(nats.url, { worker: ["--engine-config", config], workers });
   await fleet.up();
-}, 120_000);
+});
 
 afterAll(async () => {
   await fleet?.down();
@@ -131,4 +131,4 @@ it("agrees with real processes on hit ratio and time to first token", async () =
   ].join("; ");
   expect(Math.abs(hit - virtual.hit_ratio), seen).toBeLessThanOrEqual(hitPointsMax);
   expect(Math.abs(ttftMs / virtualMs - 1), seen).toBeLessThanOrEqual(ttftShareMax);
-}, 90_000);
+});

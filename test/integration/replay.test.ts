@@ -14,7 +14,7 @@ it("gives the same bytes with one job and with three, and progress on stderr", a
     "blocks,latency,llmd,random".split(","),
   );
   expect(three.stderr()).toMatch(/4\/4 \S+ {2}[\d.]+ s/);
-}, 60_000);
+});
 
 it("reports a fault in a job's process as its own", async () => {
   const broken = tiergrid([
@@ -28,4 +28,4 @@ it("reports a fault in a job's process as its own", async () => {
   ]);
   expect(await broken.ended()).toBe(2);
   expect(broken.stderr()).toMatch(/error: .*divisor of 512, got 7/);
-}, 60_000);
+});

@@ -19,6 +19,8 @@ const tokens = 400;
 const blockSize = 4;
 const cachedBlocks = 100_000;
 const promptTokens = 16_000;
+/** From the start of a router to its knowing all blocks of the workers and bookings of the others. */
+const syncedWithinSeconds = 5;
 
 /** Prompts are read two hundred times as fast as they are answered. */
 const engine = {
@@ -46,7 +48,7 @@ beforeAll(async () => {
 beforeEach(async () => {
   await fleet.up();
   await agree("the replicas hear each other", (one) => one.sum("tiergrid_replica_peers") === 1);
-}, 90_000);
+});
 
 afterEach(async ({ task }) => {
   if (task.result?.state !== "fail") return;
@@ -98,7 +100,7 @@ it("goes on with one replica when the other is killed under load, and the books 
     return survivor.sum("tiergrid_replica_peers") === 0;
   });
   await fleet.idle();
-}, 120_000);
+});
 
 it("serves at once after a restart, and soon knows all blocks and bookings", async () => {
   const prompts = Math.ceil((cachedBlocks * blockSize) / promptTokens);
@@ -114,20 +116,26 @@ it("serves at once after a restart, and soon knows all blocks and bookings", asy
   const lasting = openStreams(fleet.api, 8, 30_000);
   await inFlight([...streams, ...lasting]);
   await kill(fleet.part("local 1"));
-  await fleet.up();
+  const up = fleet.up();
+  await until("it is started", () => fleet.part("local 1").facts !== undefined);
   const served = openStreams(fleet.api, 8, 20);
+  let uptimeSeconds = 0;
   await until(
     "the new one knows the blocks of the workers and the bookings of the other",
     async () => {
       const [old, fresh] = await Promise.all(["local", "local 1"].map(fleet.metricsOf));
       if (!old || !fresh) return false;
+      uptimeSeconds = fresh.sum("dynamo_component_uptime_seconds");
       const blocks = fresh.sum("tiergrid_index_blocks") / old.sum("tiergrid_index_blocks");
       const told = fresh.sum("tiergrid_replica_bookings");
       return blocks > 0.99 && told > 0 && told === old.sum("tiergrid_bookings_active");
     },
   );
+  const text = `in sync ${uptimeSeconds} s after its start, by its own clock`;
+  expect(uptimeSeconds, text).toBeLessThanOrEqual(syncedWithinSeconds);
+  await up;
   expect(await outcomesOf([...streams, ...served])).toEqual({ exact: streamCount + 8 });
   expect(lasting.map(({ outcome }) => outcome)).toEqual(lasting.map(() => undefined));
   for (const stream of lasting) stream.leave();
   await fleet.idle();
-}, 120_000);
+});

@@ -289,7 +289,7 @@ it("converges within two heartbeats after messages were lost, doubled and reorde
     for (const { load } of replicas)
       expect([load.requestCount, load.sharedBlockCount]).toEqual([0, 0]);
   }
-}, 60_000);
+});
 
 /** One random step of one replica: a new request, a first token or an end. */
 function change(

@@ -437,4 +437,4 @@ it("keeps every answer exact under loss, doubling, delay, freezes, deaths and br
       throw new Error(`SEED=${seed}`, { cause: error });
     });
   }
-}, 60_000);
+});

@@ -157,7 +157,7 @@ it("stays with the grid where no quote comes in time, and for checked where the 
   expect(reports.get("checked")?.attainment).toBeGreaterThanOrEqual(
     reports.get("grid")?.attainment ?? 1,
   );
-}, 30_000);
+});
 
 it("carries more load by quotes than by a grid or at random, and less than with a shared cache", async () => {
   const names = ["random", "grid, headroom 0.8", "live", "live, shared cache (bound)"];
@@ -168,7 +168,7 @@ it("carries more load by quotes than by a grid or at random, and less than with 
   expect(grid).toBeGreaterThan((random ?? 1) + 0.02);
   expect(bound).toBeGreaterThanOrEqual((live ?? 1) - 0.01);
   expect(reports.get("live")?.pools.map(({ share }) => share > 0.05)).toEqual([true, true]);
-}, 30_000);
+});
 
 it("chooses decode pools by the time between tokens", async () => {
   const names = ["random", "grid, headroom 1", "live"];
@@ -182,7 +182,7 @@ it("chooses decode pools by the time between tokens", async () => {
   const [random, grid, live] = names.map((name) => reports.get(name)?.attainment ?? 0);
   expect(live).toBeGreaterThan((random ?? 1) + 0.02);
   expect(live).toBeGreaterThanOrEqual(grid ?? 1);
-}, 30_000);
+});
 
 it("takes the time of a quote round before a request reaches its pool", async () => {
   const layout = "TP4 x 4 + TP8 x 2";
@@ -211,4 +211,4 @@ it("gives the same report for the same plan, as JSON, a table and a page", async
   expect(page).toContain("<h2>TP2 x 8 + TP8 x 2</h2>");
   expect(page.match(/<polyline/g)).toHaveLength(2);
   expect(page.match(/<rect/g)).toHaveLength(2);
-}, 30_000);
+});

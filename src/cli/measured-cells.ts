@@ -72,7 +72,8 @@ async function askCells(
     const answer: unknown = JSON.parse(new TextDecoder().decode(reply.payload));
     const refused = isFileObject(answer) ? answer["error"] : undefined;
     if (!isFileObject(refused)) return readMeasuredCells(answer);
-    throw new TiergridError("not_found", `the global router: ${String(refused["message"])}`);
+    const hint = anyVersion ? "" : "; --any-version takes those of the version in force";
+    throw new TiergridError("not_found", `the global router: ${String(refused["message"])}${hint}`);
   } finally {
     await bus.close();
   }

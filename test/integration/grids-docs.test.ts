@@ -21,8 +21,10 @@ const live = join(folder, "live.json");
 const built = join(folder, "built.json");
 let nats: NatsServer | undefined;
 let router: TiergridProcess | undefined;
+const pools: TiergridProcess[] = [];
 
 afterAll(async () => {
+  await Promise.all(pools.map((pool) => pool.terminate()));
   await router?.terminate();
   await nats?.stop();
   rmSync(folder, { recursive: true });
@@ -92,5 +94,48 @@ it("tries a built grid on a share of the requests, promotes it, goes back, and m
   expect(calibrated.stdout()).toContain("prefill: 0 of 21 cells change");
   const other = tiergrid(line.replace("pool-configs/demo.json", built).split(" ").slice(1));
   expect(await other.ended()).toBe(1);
-  expect(other.stderr()).toContain(`version ${trial} gets no requests`);
-}, 90_000);
+  expect(other.stderr()).toContain(`version ${trial} gets no requests; --any-version takes`);
+
+  startPools(nats.url);
+  const [, apiPort = ""] = await router.says(/api=http:\/\/127\.0\.0\.1:(\d+)/, 30_000);
+  const shell = (own: string): string => {
+    const here = own
+      .replaceAll("request.json", join(folder, "request.json"))
+      .replace("localhost:8000", `127.0.0.1:${apiPort}`)
+      .replace("localhost:9090", `127.0.0.1:${systemPort}`);
+    return spawnSync("sh", ["-c", here], { encoding: "utf8", timeout: 15_000 }).stdout;
+  };
+  shell(lineWith("> request.json"));
+  let answer = "";
+  await until("an answer comes", () => {
+    answer = shell(lineWith("/v1/completions"));
+    return answer.startsWith("HTTP/1.1 200");
+  });
+  const [, ids = ""] = /x-route-decision-id: (.*)/i.exec(answer) ?? [];
+  const [prefill = "", decode = ""] = ids.split(",").map((id) => id.trim());
+  const kept = lineWith("/explain/DECISION_ID");
+  for (const [id, namespace] of [
+    [prefill, "prefill-fast"],
+    [decode, "decode-fast"],
+  ] as const) {
+    const decision = JSON.parse(shell(kept.replace("DECISION_ID", id)));
+    expect(decision).toMatchObject({ decision_id: id, dry_run: false, result: { namespace } });
+  }
+  const asked = JSON.parse(shell(lineWith("localhost:9090/explain -H")));
+  expect(asked.legs).toMatchObject([
+    { role: "prefill", dry_run: true, local: { pool: "prefill-fast", candidates: [{}] } },
+    { role: "decode", dry_run: true, local: { pool: "decode-fast", candidates: [{}] } },
+  ]);
+});
+
+/** The pools that a short request without targets goes to: a local router and a worker each. */
+function startPools(url: string): void {
+  const environment = { NATS_SERVER: url, DYN_SYSTEM_PORT: "-1" };
+  for (const role of ["prefill", "decode"]) {
+    const served = ["--endpoint", `${role}-fast.backend.generate`, "--role", role];
+    const local = ["local", ...served, "--router-block-size", "64"];
+    for (const args of [local, ["worker", "mock", ...served]]) {
+      pools.push(tiergrid(args, environment));
+    }
+  }
+}

@@ -110,7 +110,8 @@ export class HolderBlocks {
   dump(): StoredEvent[] {
     const events: StoredEvent[] = [];
     const reached = new Uint8Array(this.#used);
-    for (let slot = 0; slot < this.#used; slot++) {
+    // Children mostly have later slots than their parents: from the end, a run is a whole chain.
+    for (let slot = this.#used - 1; slot >= 0; slot--) {
       if (this.#kind(slot) !== free && reached[slot] === 0) this.#dumpRun(slot, reached, events);
     }
     return events;

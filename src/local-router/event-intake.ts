@@ -14,14 +14,8 @@ import type { CancelTimer, Clock } from "../base/clock.ts";
 import { sleep } from "../base/clock.ts";
 import type { CursorAction, RecoveryResult } from "../core/event-cursor.ts";
 import { EventCursor } from "../core/event-cursor.ts";
-import type { KvIndex, Tier } from "../core/kv-index.ts";
-import {
-  type KvEvent,
-  type KvEventBatch,
-  type RemovedEvent,
-  type StoredEvent,
-  storageTiers,
-} from "../protocol/kv-events.ts";
+import type { KvIndex } from "../core/kv-index.ts";
+import type { KvEvent, KvEventBatch } from "../protocol/kv-events.ts";
 import type { KvAnswer } from "../protocol/kv-query.ts";
 import {
   type EventStatus,
@@ -29,6 +23,7 @@ import {
   newIntakeCounters,
   type ResyncCause,
 } from "./intake-counters.ts";
+import { stageDump, tierOf } from "./staged-dump.ts";
 
 export interface HolderKey {
   readonly workerId: string;
@@ -46,6 +41,8 @@ export interface EventIntakeOptions {
   readonly index: KvIndex;
   readonly clock: Clock;
   readonly query: RecoveryQuery;
+  /** Told how long a recovery took from its need to its end, its wait for a place included. */
+  readonly onRecovered?: (tookMs: number) => void;
 }
 
 export const attemptsMax = 8;
@@ -53,8 +50,6 @@ export const retryFirstMs = 200;
 export const recoveriesMax = 16;
 const restoreFirstMs = 30_000;
 const restoreMaxMs = 300_000;
-/** Stored events of a dump applied per turn of the event loop. */
-const dumpSliceEvents = 64;
 const maintainSlots = 4096;
 const maintainPauseMs = 5;
 
@@ -105,6 +100,7 @@ interface Recovery {
   readonly start: number | undefined;
   readonly generation: number;
   readonly abort: AbortController;
+  readonly sinceMs: number;
 }
 
 interface Intake extends EventIntakeOptions {
@@ -255,10 +251,6 @@ function applyEvent({ index, counters }: Intake, { slot }: Holder, event: KvEven
   counters.events[event.type][status]++;
 }
 
-function tierOf(event: StoredEvent | RemovedEvent): Tier {
-  return storageTiers.indexOf(event.tier) as Tier;
-}
-
 function startRecovery(
   intake: Intake,
   holder: Holder,
@@ -266,7 +258,8 @@ function startRecovery(
   generation: number,
 ): void {
   stopRecovery(intake, holder);
-  holder.recovery = { holder, start, generation, abort: new AbortController() };
+  const sinceMs = intake.clock.nowMs();
+  holder.recovery = { holder, start, generation, abort: new AbortController(), sinceMs };
   intake.waiting.add(holder.recovery);
   startWaiting(intake);
 }
@@ -285,7 +278,7 @@ function startWaiting(intake: Intake): void {
 }
 
 async function runRecovery(intake: Intake, recovery: Recovery): Promise<void> {
-  const { holder, generation, abort } = recovery;
+  const { holder, generation, abort, sinceMs } = recovery;
   intake.counters.recoveries++;
   const result = await recover(intake, recovery);
   intake.counters.outcomes[abort.signal.aborted ? "cancelled" : result.type]++;
@@ -293,6 +286,7 @@ async function runRecovery(intake: Intake, recovery: Recovery): Promise<void> {
   holder.recovery = undefined;
   if (result.type !== "tree_dump") intake.index.dropStaged(holder.slot);
   perform(intake, holder, holder.cursor.onResult(result, generation), "incomplete");
+  intake.onRecovered?.(intake.clock.nowMs() - sinceMs);
 }
 
 async function recover(intake: Intake, recovery: Recovery): Promise<RecoveryResult> {
@@ -303,7 +297,9 @@ async function recover(intake: Intake, recovery: Recovery): Promise<RecoveryResu
     if (signal.aborted) break;
     try {
       const answer = await intake.query(holder, start, signal);
-      if (answer.type === "tree_dump") await stageDump(intake, holder, answer.events, signal);
+      if (answer.type === "tree_dump") {
+        intake.counters.dumpRefused += await stageDump(intake, holder.slot, answer.events, signal);
+      }
       return answer;
     } catch {
       // Every failure is retried alike; the last one becomes the result.
@@ -311,28 +307,6 @@ async function recover(intake: Intake, recovery: Recovery): Promise<RecoveryResu
     }
   }
   return { type: "failed" };
-}
-
-/** Fills the holder's invisible copy, a slice per turn of the event loop. */
-async function stageDump(
-  intake: Intake,
-  holder: Holder,
-  events: readonly KvEvent[],
-  signal: AbortSignal,
-): Promise<void> {
-  const { index, clock, counters } = intake;
-  if (signal.aborted) return;
-  index.beginStaged(holder.slot);
-  for (let from = 0; from < events.length; from += dumpSliceEvents) {
-    if (from > 0) await sleep(clock, 0, signal);
-    if (signal.aborted) return;
-    for (const event of events.slice(from, from + dumpSliceEvents)) {
-      if (event.type !== "stored") continue;
-      const { parent, blocks } = event;
-      const result = index.storeStaged(holder.slot, parent, blocks, tierOf(event));
-      if (result !== "ok") counters.dumpRefused++;
-    }
-  }
 }
 
 function stopRecovery(intake: Intake, holder: Holder): void {

@@ -285,7 +285,9 @@ function createTables(options: LocalRouterOptions): Tables {
       ...{ random, core: options.indexCore, chain: blockHasher.chain, ...options.indexLimits },
     });
     const query = createRecoveryQuery(bus, clock);
-    const events = createEventIntake({ index, clock, query });
+    const recovery = options.metrics.histogram("tiergrid_index_recovery_seconds");
+    const onRecovered = (tookMs: number): void => recovery.observe(tookMs / 1000);
+    const events = createEventIntake({ index, clock, query, onRecovered });
     held = durableLogOf(options) && holdIntake(events);
     const intake = held ?? events;
     const digests = startDigestCheck({

@@ -161,6 +161,10 @@ export const localRouterMetrics = {
   tiergrid_index_worker_lag_events: gauge("KV events known missing", ["worker_id", "dp_rank"]),
   tiergrid_index_resyncs_total: counter("Recoveries of a worker's event stream", ["cause"]),
   tiergrid_index_recoveries_total: counter("Ended recoveries of a rank's blocks", ["outcome"]),
+  tiergrid_index_recovery_seconds: histogram(
+    "Time from the need to recover a rank's blocks to the end of it",
+    buckets.ttft,
+  ),
   tiergrid_index_recovery_failures_total: counter("Failed attempts of recoveries"),
   tiergrid_kv_event_streams: gauge("Ranks by the state of their event stream", ["state"]),
   tiergrid_kv_events_silent_workers: gauge("Workers that serve but send no KV events"),

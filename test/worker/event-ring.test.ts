@@ -161,6 +161,16 @@ function randomEvent(seed: number, eventId: number): KvEvent {
   return stored(eventId, random() < 0.4 ? null : name(), blocks, tier);
 }
 
+it("dumps a chain as one event, however it was stored", () => {
+  const ring = ringOf();
+  for (let block = 0; block < 300; block++) {
+    ring.append(stored(block, block === 0 ? null : String(block), [["7", String(block + 1)]]));
+  }
+  const dump = ask(ring);
+  if (dump.type !== "tree_dump") throw new Error(dump.type);
+  expect(dump.events).toHaveLength(1);
+});
+
 it("a dump rebuilds what a router has, and the digests agree", () => {
   fc.assert(
     fc.property(fc.array(fc.integer(), { maxLength: 150 }), (seeds) => {

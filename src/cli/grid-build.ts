@@ -1,5 +1,4 @@
 /** `tiergrid grid build`: mappings from latency curves, and a report of what they promise. */
-import { writeFile } from "node:fs/promises";
 import { TiergridError } from "../base/errors.ts";
 import type { Given } from "../base/flags.ts";
 import { formatOfPath, parseConfigText, readConfigText } from "../config/config-text.ts";
@@ -17,6 +16,7 @@ import { type BuiltCell, buildCells } from "../core/grid-builder.ts";
 import { cellText, type Role } from "../core/sla-grid.ts";
 import type { gridBuildFlags } from "./flags-grid.ts";
 import { jsonText, type Print } from "./grid-file.ts";
+import { writeOutput } from "./output-file.ts";
 
 /** Cells along one axis of a mapping that is filled in before its size has been checked. */
 const filledCellsMax = 1024;
@@ -43,7 +43,7 @@ export async function runGridBuild(
   });
   const config = configOf(filled, namespace, strictConfig);
   const text = poolConfigText(config, template["$schema"]);
-  if (options.out !== null) await writeFile(options.out, text);
+  if (options.out !== null) await writeOutput("--out", options.out, text);
   if (options.json) print(jsonText({ config: config.normal, report: built.map(jsonOf) }));
   else if (options.out === null) print(text);
   if (!options.json) {

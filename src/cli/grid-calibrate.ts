@@ -1,5 +1,4 @@
 /** `tiergrid grid calibrate`: a grid from measurements, with its evidence and what would change. */
-import { writeFile } from "node:fs/promises";
 import { TiergridError } from "../base/errors.ts";
 import type { Given } from "../base/flags.ts";
 import { workerCost } from "../config/grid-curves.ts";
@@ -20,6 +19,7 @@ import { diffJson, diffRoles, diffText } from "./grid-diff.ts";
 import { jsonText, loadGrid, type Print, percentText } from "./grid-file.ts";
 import { loadTraffic } from "./grid-requests.ts";
 import { measuredCells } from "./measured-cells.ts";
+import { writeOutput } from "./output-file.ts";
 
 interface RoleProposal {
   readonly pools: RolePools;
@@ -42,7 +42,7 @@ export async function runGridCalibrate(
     return proposalOf(pools, own, options.countMin);
   });
   const proposed = proposedConfig(config, proposals, options.namespace);
-  if (options.out !== null) await writeFile(options.out, poolConfigText(proposed));
+  if (options.out !== null) await writeOutput("--out", options.out, poolConfigText(proposed));
   const diffs = diffRoles(config, proposed, traffic?.requests);
   if (options.json) {
     const versions = { config_version: config.version, proposed_version: proposed.version };

@@ -1,5 +1,4 @@
 /** `tiergrid grid show` and `tiergrid explain`: a pool config without a fleet. */
-import { writeFile } from "node:fs/promises";
 import type { Given } from "../base/flags.ts";
 import { type PoolConfig, type RolePools, rolePools } from "../config/pool-config.ts";
 import { renderGrid } from "../config/render-grid.ts";
@@ -12,6 +11,7 @@ import type { gridShowFlags } from "./flags-grid.ts";
 import { jsonText, loadGrid, type Print, percentText } from "./grid-file.ts";
 import { trafficRequests } from "./grid-requests.ts";
 import { askRouter, liveText } from "./live-explain.ts";
+import { writeOutput } from "./output-file.ts";
 
 /** Draws the grid of every role; answers the exit code. */
 export async function showGrid(
@@ -31,8 +31,8 @@ export async function showGrid(
     ]),
   );
   const { svg, html } = options;
-  if (svg !== null) await writeFile(svg, gridSvg(config, notes));
-  if (html !== null) await writeFile(html, gridHtml(config, notes));
+  if (svg !== null) await writeOutput("--svg", svg, gridSvg(config, notes));
+  if (html !== null) await writeOutput("--html", html, gridHtml(config, notes));
   for (const pools of config.roles) {
     print(`${renderGrid(config, pools.role, notes.get(pools.role))}\n`);
     const own = traffic.get(pools.role);

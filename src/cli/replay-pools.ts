@@ -1,5 +1,4 @@
 /** `tiergrid replay --pools`: choices between the pools of layouts, on one trace. */
-import { writeFile } from "node:fs/promises";
 import { realClock } from "../base/clock.ts";
 import { TiergridError } from "../base/errors.ts";
 import type { TraceRequest } from "../sim/mooncake-trace.ts";
@@ -10,6 +9,7 @@ import { measurePools, type PoolsPlan } from "../sim/replay/pools-measure.ts";
 import { poolsReport, poolsText } from "../sim/replay/pools-text.ts";
 import { recordedBatchMs } from "../sim/workload.ts";
 import type { ReplayFlagOptions } from "./flags-replay.ts";
+import { writeOutput } from "./output-file.ts";
 
 export interface PoolsInputs {
   /** Of the file with the layouts. */
@@ -48,7 +48,7 @@ export async function runPools(
   };
   const measured = await measurePools(plan, { onRun: () => {}, onDone });
   const report = poolsReport(plan, traceName, measured);
-  if (options.html !== null) await writeFile(options.html, poolsHtml(report));
   print(options.json ? `${JSON.stringify(report)}\n` : poolsText(report));
+  if (options.html !== null) await writeOutput("--html", options.html, poolsHtml(report));
   return 0;
 }

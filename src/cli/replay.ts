@@ -1,5 +1,5 @@
 /** `tiergrid replay`: a trace, the policies asked for, one result. */
-import { readFile, writeFile } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import { basename } from "node:path";
 import { realClock } from "../base/clock.ts";
 import { TiergridError } from "../base/errors.ts";
@@ -26,6 +26,7 @@ import { resampleTrace } from "../sim/trace-resample.ts";
 import { type SynthesisPreset, synthesisPresets, synthesizeTrace } from "../sim/trace-synth.ts";
 import { isAzureFile, readTraceFile, recordedBatchMs } from "../sim/workload.ts";
 import type { ReplayFlagOptions, replayFlags } from "./flags-replay.ts";
+import { writeOutput } from "./output-file.ts";
 import { runPools } from "./replay-pools.ts";
 
 const curveDefault = 8;
@@ -49,8 +50,8 @@ export async function run(
   const plan = await planOf(options);
   const found = await runPlan(plan, options.jobs, progress(plan));
   const report = reportOf(plan, nameOf(options), found);
-  if (options.html !== null) await writeFile(options.html, replayHtml(report));
   print(textOf(options, report));
+  if (options.html !== null) await writeOutput("--html", options.html, replayHtml(report));
   return 0;
 }
 

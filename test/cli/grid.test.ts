@@ -307,6 +307,20 @@ it("refuses traffic flags that say nothing or cannot be read", async () => {
   }
 });
 
+it("says which file it cannot write", async () => {
+  const path = join(folder, "none", "x");
+  for (const [line, flag] of [
+    [`grid show ${demo} --svg`, "--svg"],
+    [`grid show ${demo} --html`, "--html"],
+    [`grid build ${demo} --curves ${curves} --out`, "--out"],
+    [`grid calibrate ${demo} --cells ${fileOf("no-cells.json", { roles: [] })} --out`, "--out"],
+    ["replay --synth demo --policies random --html", "--html"],
+  ] as const) {
+    const { code, complaints } = await run(`${line} ${path}`);
+    expect([code, complaints]).toEqual([2, expect.stringMatching(`^error: ${flag}: cannot write`)]);
+  }
+});
+
 it("draws pictures with the share of the traffic in each cell", async () => {
   const svg = join(folder, "grid.svg");
   const html = join(folder, "grid.html");

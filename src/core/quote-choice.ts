@@ -8,6 +8,9 @@
  * Each is scored by `best-fit.ts` with GPU time at the pool's price, so that the best quote is the
  * best fit over all workers. In an agg pool a missed ITL counts as late as well, 1 a millisecond
  * where TTFT counts 1,000.
+ *
+ *   scores   [0, 1e9)  meets  ·  [1e9, 2e9)  in time but for the margin: least late
+ *            [2e9, ..  beyond its TTFT target everywhere: `LateRule`
  */
 import { bestFitScore, latenessMs, lateScore, targetMargin } from "./best-fit.ts";
 import type { Role } from "./sla-grid.ts";
@@ -55,15 +58,33 @@ export interface QuoteScore {
   readonly missed: readonly ("ttft" | "itl")[];
 }
 
+/**
+ * Which quote a request gets that no pool serves within its TTFT target. `cheapest`: it is late in
+ * any case, and takes nothing from requests that can still be in time. `least_late`: the least late.
+ */
+export type LateRule = "cheapest" | "least_late";
+
+/** Scores from here on are those of a target missed even without the margin. */
+const hopelessScore = 2 * lateScore;
+
 /** Score of a quote under `targets`. */
-export function scoreQuote({ quote, price }: Omit<PoolQuote, "pool">, targets: QuoteTargets) {
+export function scoreQuote(
+  { quote, price }: Omit<PoolQuote, "pool">,
+  targets: QuoteTargets,
+  lateRule: LateRule = "cheapest",
+) {
   const { role, ttftMs = Infinity, itlMs = Infinity } = targets;
   const decode = role === "decode";
   const predictedMs = decode ? quote.predictedItlMs : quote.predictedTtftMs;
   const targetMs = decode ? itlMs : ttftMs;
   const gpus = (price.gpus ?? quote.gpus) * price.costShare;
   const gpuMs = (gpuMsOf(role, quote) / quote.gpus) * gpus;
-  const score = bestFitScore({ predictedMs, gpuMs, gpus }, targetMs);
+  const fit = { predictedMs, gpuMs, gpus };
+  // Without a target the fit is judged by its cost alone. A late decode step is late at every token.
+  const hopeless = lateRule === "cheapest" && !decode && predictedMs > targetMs;
+  const score = hopeless
+    ? hopelessScore + bestFitScore(fit, Number.POSITIVE_INFINITY)
+    : bestFitScore(fit, targetMs);
   const late = latenessMs(predictedMs, targetMs) > 0;
   // Between tokens nothing queues up: the prediction is held to the target as it is.
   const itlLateMs = role === "agg" ? Math.max(0, quote.predictedItlMs - itlMs) : 0;

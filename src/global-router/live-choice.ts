@@ -6,7 +6,7 @@
  *   live      all ready pools ──▶ best fit of all answers
  *
  *   best fit  meets ──▶ that pool
- *             late  ──▶ grid's pool if it is ready and gave no quote, else refuse or the least late
+ *             late  ──▶ grid's pool if it is ready and gave no quote, else refuse or the cheapest
  *   no quote  grid's pool
  *
  * The grid is the prior: a pool that said nothing is passed over for one that meets the targets,
@@ -146,7 +146,10 @@ function settle(
   const priorMayMeet = !priorQuoted && prior !== undefined && health.stateOf(prior) === "ready";
   if (!best.meets && priorMayMeet) return { ...found, outcome: "prior" };
   if (!best.meets && role.quoting.refuse) {
-    const retryAfterMs = best.missed.includes("itl") ? undefined : queueWaitMs(best.quote, targets);
+    const waits = usable.flatMap(({ quote, missed }) =>
+      missed.includes("itl") ? [] : (queueWaitMs(quote, targets) ?? []),
+    );
+    const retryAfterMs = waits.length > 0 ? Math.min(...waits) : undefined;
     const error = unattainable(
       usable.map(({ quote }) => quote),
       targets,

@@ -29,7 +29,7 @@ it.each(golden.cases)("picks between pools: $why", ({ quotes, target_ttft_ms, sc
       prefillGpuMs: given.prefill_gpu_ms,
       gpus: given.gpus,
     });
-    return { pool, ...scoreQuote({ quote, price: plain }, targets) };
+    return { pool, ...scoreQuote({ quote, price: plain }, targets, "least_late") };
   });
   for (const [at, { score, late_ms }] of scores.entries()) {
     expect(scored[at]!.score / score).toBeCloseTo(1, 9);
@@ -55,6 +55,32 @@ it("counts a missed ITL of an agg pool as late, and TTFT before it", () => {
     missed: ["ttft", "itl"],
   });
   expect(of({ predictedItlMs: 1000 }).score).toBeLessThan(ttftLate.score);
+});
+
+it("gives a request that is late everywhere the cheapest pool, before that the least late", () => {
+  const cheap = quoteOf({ predictedTtftMs: 900, prefillGpuMs: 500, gpus: 2 });
+  const fast = quoteOf({ predictedTtftMs: 300, prefillGpuMs: 900, gpus: 8 });
+  const pick = (ttftMs: number, quotes: readonly Quote[], role: Role = "prefill") => {
+    const targets = { role, ttftMs, itlMs: undefined };
+    const scored = quotes.map((quote, pool) => {
+      return { pool, ...scoreQuote({ quote, price: plain }, targets) };
+    });
+    return quotes[bestQuote(scored, -1)!.pool];
+  };
+  expect(pick(330.1, [cheap, fast])).toBe(fast);
+  expect(pick(300, [cheap, fast])).toBe(fast);
+  expect(pick(299, [cheap, fast])).toBe(cheap);
+  expect(pick(299, [cheap, fast], "agg")).toBe(cheap);
+  // The wait still counts by what it costs: here 0.1 * 9,000 * 2.
+  const queued = { ...cheap, predictedTtftMs: 9000 };
+  expect(pick(299, [queued, fast])).toBe(fast);
+});
+
+it("gives a decode request the least late pool", () => {
+  const targets = { role: "decode" as const, ttftMs: undefined, itlMs: 5 };
+  const scoreOf = (predictedItlMs: number, decodeGpuMs: number) =>
+    scoreQuote({ quote: quoteOf({ predictedItlMs, decodeGpuMs }), price: plain }, targets).score;
+  expect(scoreOf(20, 900)).toBeLessThan(scoreOf(21, 1));
 });
 
 it("charges what a role's pools do: prefill, decode, or both", () => {

@@ -83,8 +83,10 @@ function bestPool({ live: { quotes, targets } }: Leg): number {
     const own = quote["gpus"]!;
     const count = gpus[pool]!;
     const gpuMs = ((quote["prefill_gpu_ms"]! + quote["decode_gpu_ms"]!) / own) * count;
+    const cost = gpuMs + 0.1 * quote["predicted_ttft_ms"]! * count;
+    if (quote["predicted_ttft_ms"]! > targets.ttft_ms) return 2e9 + cost + itlLate;
     if (late > 0 || itlLate > 0) return 1e9 + 1000 * Math.max(0, late) + itlLate;
-    return gpuMs + 0.1 * quote["predicted_ttft_ms"]! * count;
+    return cost;
   });
   return scores.indexOf(Math.min(...scores));
 }

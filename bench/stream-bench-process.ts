@@ -21,6 +21,7 @@ import {
   decodeDispatch,
   encodeDispatch,
   encodeDispatchJson,
+  readDispatch,
 } from "../src/protocol/request-frame.ts";
 import type { Dispatch } from "../src/protocol/requests.ts";
 import { decodeControl, encodeControlReply } from "../src/protocol/stream-control.ts";
@@ -137,16 +138,16 @@ function dispatcher(bus: Bus, inst: string, next: string): void {
   });
 }
 
-/** Forwards in the form that came: frames as frames, JSON as JSON. */
+/** Forwards in the form that came, the body as it stands: frames as frames, JSON as JSON. */
 function router(bus: Bus, inst: string, next: string): void {
   const decision = { tier: "global", decision_id: "d", role: "aggregated" } as const;
   bus.subscribe(subjectOf(inst), async (message: BusMessage) => {
-    const dispatch = decodeDispatch(message, osRandom);
+    const { dispatch, bodyText } = readDispatch(message, osRandom);
     const { envelope } = dispatch;
     const decisions = [...envelope.decisions, decision];
     const forwarded: Dispatch = { ...dispatch, envelope: { ...envelope, decisions } };
     const isJson = message.payload[0] === 0x7b;
-    const bytes = isJson ? encodeDispatchJson(forwarded) : encodeDispatch(forwarded);
+    const bytes = isJson ? encodeDispatchJson(forwarded) : encodeDispatch(forwarded, bodyText);
     const receipt = await bus.request(subjectOf(next), bytes, { timeoutMs: 10_000 });
     if (message.reply !== undefined) bus.publish(message.reply, receipt.payload);
   });

@@ -21,6 +21,7 @@ const benches = {
   stream: () => import("./stream-bench.ts"),
   sse: () => import("./sse-bench.ts"),
   share: () => import("./share-bench.ts"),
+  hashFirst: () => import("./hash-first-bench.ts"),
 } as const;
 
 interface Bench {

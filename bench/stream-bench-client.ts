@@ -161,7 +161,8 @@ function jsonClient(bus: Bus): Client {
   };
 }
 
-function dispatchTo(subject: string, tokens: Uint32Array, maxTokens: number): Dispatch {
+/** A request whose stream nobody reads, or one that reads JSON frames at `subject`. */
+export function dispatchTo(subject: string, tokens: Uint32Array, maxTokens: number): Dispatch {
   return {
     envelope: {
       rid: randomHex128(osRandom),

@@ -27,6 +27,8 @@ export type PolicyKind =
       readonly learns?: false;
       /** Prices candidates instead of the router's own modes. */
       readonly costMode?: CostMode;
+      /** Books also a block for the end of each prompt, and prompts in pools that only prefill. */
+      readonly booksEveryBlock?: true;
       /** Every worker may use any cached block of the pool at once and for nothing: a bound. */
       readonly sharesCache?: true;
     }
@@ -70,6 +72,7 @@ export const policyTable = {
   "expected-ttft": latency({ prefillExternality: 0, decodeHarm: 0, kvUsage: 0 }),
   blocks: router("blocks"),
   "blocks-scale-10": router("blocks", { prefillLoadScale: 10 }),
+  "blocks-all-booked": { ...router("blocks"), booksEveryBlock: true },
   latency: latency(defaultLatencyWeights),
   "latency-profile": { ...latency(defaultLatencyWeights), learns: false },
   "shared-cache": {

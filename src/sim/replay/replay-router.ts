@@ -90,6 +90,8 @@ export class ReplayRouter {
   readonly #tables: ChoiceTables;
   readonly #settings: ChoiceSettings;
   readonly #tracksBlocks: boolean;
+  /** Of each prompt, beside its full blocks. */
+  readonly #privateBlocks: number;
   readonly #sharesCache: boolean;
   readonly #random: Random;
   /** Of ties in quotes: asking does not disturb the choices. */
@@ -121,7 +123,9 @@ export class ReplayRouter {
     const workerIds = Array.from({ length: workers }, (_, worker) => String(worker));
     for (const workerId of workerIds) this.#load.addHolder(this.#index.holder(workerId, 0));
     this.#tables = tablesOf(kind, options, workerIds, this.#load);
-    this.#tracksBlocks = engine.workerType !== "prefill";
+    const booksEveryBlock = kind.type === "router" && kind.booksEveryBlock === true;
+    this.#tracksBlocks = booksEveryBlock || engine.workerType !== "prefill";
+    this.#privateBlocks = booksEveryBlock ? 1 : 0;
     this.#settings = settingsOf(kind, engine, options.herdGuard ?? true);
     this.#sharesCache = kind.type === "router" && kind.sharesCache === true;
     this.usesIndex = kind.type === "router" ? kind.workerPolicy === "blocks" : kind.usesIndex;
@@ -286,7 +290,7 @@ export class ReplayRouter {
       islTokens: inputTokens,
       sequence: this.#tracksBlocks ? sequence : noBlocks,
       promptHashes: sequence,
-      privateBlocks: 0,
+      privateBlocks: this.#privateBlocks,
       overlap: { device: this.#depths },
       constraints: noConstraints,
       fitTargetMs,

@@ -145,6 +145,25 @@ it("knows less of the caches when KV events come late, and never more when they 
   expect(hits[1]).toBeGreaterThan(hits[2] ?? 1);
 });
 
+it("books the end of a prompt, and prompts in prefill pools, only where every block is booked", () => {
+  const requests = Array.from({ length: 8 }, (_, place) =>
+    request({ arrivalMs: 1000 * place, outputTokens: 2000 }),
+  );
+  const trace = prepareTrace(requests, { blockSize: 512, spreadMs: 0, random: mulberry32(1) });
+  const perWorker = (policy: PolicyName): number[] => {
+    const pools = [{ engine, workers: 4, policy }];
+    const { worker } = replay({ trace, pools, speed: 1, seed: 1 });
+    return [0, 1, 2, 3].map((own) => worker.filter((place) => place === own).length);
+  };
+  expect(perWorker("blocks-all-booked")).toEqual([2, 2, 2, 2]);
+  expect(perWorker("blocks")).not.toEqual([2, 2, 2, 2]);
+  const prefill = readMockEngineConfig({ ...small, worker_type: "prefill" });
+  const workersOf = (policy: PolicyName): Int32Array =>
+    runOf(policy, { speed: 20, pools: [{ engine: prefill, workers: 4, policy }] }).worker;
+  expect(workersOf("blocks-all-booked")).not.toEqual(workersOf("blocks"));
+  expect(workersOf("blocks-scale-10")).not.toEqual(workersOf("blocks-all-booked"));
+});
+
 it("lets every worker have any block of the pool in the shared cache", () => {
   const requests = Array.from({ length: 40 }, (_, place) =>
     request({

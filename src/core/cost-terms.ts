@@ -39,8 +39,10 @@ export interface LatencyTerms {
   readonly taintFactor: number;
   readonly prefillGpuMs: number;
   readonly decodeGpuMs: number;
+  /** Under a target: for holding the worker that would be free first. */
+  readonly frontGpuMs: number;
   /** The weighted sum, before taints. */
   readonly costMs: number;
-  /** What is compared: the weighted sum with taints, or the best-fit score. */
+  /** What is compared: the weighted sum with taints, or the best-fit score and `frontGpuMs`. */
   readonly cost: number;
 }

@@ -12,10 +12,12 @@
  *
  * d and d' are decode steps without and with the request. Prefill workers decode nothing: d = 0 and
  * no harm. Decode workers compute no prompt: T = d', harm counts in full. Under a target the score
- * of `best-fit.ts` stands in for the cost. Everything is O(1) per holder after the match.
+ * of `best-fit.ts` stands in for the cost, and a prompt of several passes pays on the front worker for
+ * the time it holds it (`front-worker.ts`). Everything is O(1) per holder after the match.
  */
-import { bestFitScore } from "./best-fit.ts";
+import { bestFitScore, lateScore } from "./best-fit.ts";
 import type { LatencyTerms } from "./cost-terms.ts";
+import { type FrontWorker, heldMs, noFront, seeWorker } from "./front-worker.ts";
 import type { LatencyBook } from "./latency-book.ts";
 import type { WorkerLatency } from "./latency-model.ts";
 import type { CostInput, CostMode } from "./worker-cost.ts";
@@ -48,29 +50,57 @@ type Measure = { -readonly [Field in keyof LatencyTerms]: LatencyTerms[Field] };
 const progressShareMax = 0.95;
 const kvUsageFree = 0.9;
 const fullMsPerUsage = 10_000;
+/** Of the time a prompt holds the front worker. */
+const frontShare = 0.5;
 
 /** Latency cost over the queues of `options.book`. */
 export function latencyCost(options: LatencyCostOptions): CostMode {
   // One measure for all candidates: pricing allocates nothing.
   const measure = emptyMeasure();
+  const front: FrontWorker = { slot: -1, waitMs: 0, nextWaitMs: 0, ownMs: 0 };
   return {
     name: "latency",
     cachedTokens,
     price(input, candidates, count, costs) {
       let nonFinite = 0;
+      let frontPlace = -1;
+      noFront(front);
       for (let place = 0; place < count; place++) {
-        const cost = measureAt(options, input, candidates[place]!, measure);
+        const slot = candidates[place]!;
+        const cost = measureAt(options, input, slot, measure);
         costs[place] = cost;
         if (!Number.isFinite(cost)) nonFinite++;
+        if (input.fitTargetMs === undefined || !Number.isFinite(cost)) continue;
+        seeCandidate(options, slot, measure, front);
+        if (front.slot === slot) frontPlace = place;
       }
+      if (frontPlace >= 0) costs[frontPlace]! += frontGpuMs(front, options);
       return nonFinite;
     },
     terms: (input, candidates, count) =>
       Array.from(candidates.subarray(0, count), (slot) => {
         measureAt(options, input, slot, measure);
+        if (slot === front.slot) measure.frontGpuMs = frontGpuMs(front, options);
+        measure.cost += measure.frontGpuMs;
         return { ...measure };
       }),
   };
+}
+
+/** A prompt of one pass is soon through, and one that is late has no time to wait behind others. */
+function seeCandidate(
+  { book }: LatencyCostOptions,
+  slot: number,
+  { cost, ttftMs, ownPrefillMs, uncachedTokens }: Measure,
+  front: FrontWorker,
+): void {
+  const { batchTokens } = book.modelAt(slot)!.shape.limits;
+  const pays = cost < lateScore && uncachedTokens > batchTokens;
+  seeWorker(front, slot, ttftMs - ownPrefillMs, pays ? ownPrefillMs : 0);
+}
+
+function frontGpuMs(front: FrontWorker, { gpus }: LatencyCostOptions): number {
+  return frontShare * heldMs(front) * gpus;
 }
 
 /** Prompt tokens the holder need not compute; one token is always computed. */
@@ -92,6 +122,7 @@ function measureAt(
   const { book, weights, gpus } = options;
   const { role } = book;
   measure.cost = Number.NaN;
+  measure.frontGpuMs = 0;
   if (!book.modelAt(slot)) return measure.cost;
   measureDecode(options, input, slot, measure);
   measure.cachedTokens = cachedTokens(input, slot);
@@ -233,6 +264,7 @@ function emptyMeasure(): Measure {
     taintFactor: 1,
     prefillGpuMs: 0,
     decodeGpuMs: 0,
+    frontGpuMs: 0,
     costMs: 0,
     cost: 0,
   };

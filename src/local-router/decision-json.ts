@@ -69,6 +69,7 @@ function termsJson(terms: CostTerms): Record<string, number> {
         decode_harm_ms: terms.harmMs,
         kv_penalty_ms: terms.fullMs,
         taint_factor: terms.taintFactor,
+        front_gpu_ms: terms.frontGpuMs,
         cost_ms: terms.costMs,
       };
   }

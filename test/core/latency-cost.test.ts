@@ -180,6 +180,25 @@ it("compares by best fit under a target, in GPU time", () => {
   }
 });
 
+it("charges a prompt of several passes for holding the worker that would be free first", () => {
+  const long = { islTokens: 30_000, overlap: { device: new Int32Array(4) } };
+  const inputFor = (fitTargetMs: number | undefined) => inputOf({ ...long, fitTargetMs });
+  const found = termsOf(bookOf(), inputFor(60_000), defaultLatencyWeights, 4);
+  const waits = found.map(({ ttftMs, ownPrefillMs }) => ttftMs - ownPrefillMs);
+  const [least, next] = waits.toSorted((one, other) => one - other);
+  for (const [at, terms] of found.entries()) {
+    const heldMs = waits[at] === least ? Math.min(next! - least!, terms.ownPrefillMs) : 0;
+    expect(terms.frontGpuMs).toBeCloseTo(0.5 * 4 * heldMs, 6);
+    const gpuMs = terms.prefillGpuMs + terms.decodeGpuMs;
+    const fit = { predictedMs: terms.ttftMs, gpuMs, gpus: 4 };
+    expect(terms.cost).toBeCloseTo(bestFitScore(fit, 60_000) + terms.frontGpuMs, 6);
+  }
+  expect(found.filter(({ frontGpuMs }) => frontGpuMs > 0)).toHaveLength(1);
+  for (const target of [undefined, 1]) {
+    for (const terms of termsOf(bookOf(), inputFor(target))) expect(terms.frontGpuMs).toBe(0);
+  }
+});
+
 it("holds decode workers to a target of the decode step", () => {
   for (const terms of termsOf(bookOf("decode"), inputOf({ fitTargetMs: 30 }))) {
     expect(terms.cost >= 1e9).toBe(1.1 * terms.itlMs > 30);

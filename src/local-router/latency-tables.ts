@@ -154,14 +154,16 @@ function collectAtScrape(
   });
 }
 
-/** Units: ms per pass, 10^3 tokens, 10^6 token^2; ms per step, whole KV memory, sequence. */
+/** Units: ms per pass, 10^3 tokens, 10^6 token^2; ms ms per step, whole KV memory, sequence; share of the bend. */
 const coefficientNames = [
   "prefill_pass",
   "prefill_kilotoken",
   "prefill_attention",
+  "prefill_bend",
   "decode_step",
   "decode_kv_usage",
   "decode_sequence",
+  "decode_bend",
 ] as const;
 
 const workerFamilies = [

@@ -191,7 +191,7 @@ export const localRouterMetrics = {
   tiergrid_durable_restored_ranks_total: counter("Ranks restored from a snapshot"),
   tiergrid_durable_rebuilds_total: counter("Times the stream began anew"),
   tiergrid_latency_model_coefficient: gauge(
-    "Latency model: ms per pass, 10^3 tokens, 10^6 token^2; per step, whole KV memory, sequence",
+    "Latency model: ms per pass, 10^3 tokens, 10^6 token^2; step, KV memory, sequence; bend shares",
     ["worker_id", "dp_rank", "coefficient"],
   ),
   tiergrid_latency_model_periods_total: counter("Busy periods the latency model has learnt from", [

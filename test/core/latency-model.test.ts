@@ -20,12 +20,8 @@ it("calibrates a worker and its shape, observation by observation", () => {
       const [passes, kilotokens, attention] = x as [number, number, number];
       const [a, b, c] = workers.A.prefill.theta as unknown as [number, number, number];
       expectNear([passes * a + kilotokens * b + attention * c], [predicted]);
-      workers.A.observePeriod({
-        passes,
-        tokens: kilotokens * 1e3,
-        attention: attention * 1e6,
-        ms: y,
-      });
+      // A profile that is a line has no bend.
+      workers.A.prefill.observe([passes, kilotokens, attention, 0], y);
     }
     expectNear(shape.prefill.theta, theta_pool);
     expectNear(workers.A.prefill.theta, theta.A);
@@ -48,8 +44,11 @@ function teach(worker: WorkerLatency, slowness: number, periods: number, seed: n
 it("recovers a true model from a profile that is far from it", () => {
   const worker = new WorkerLatency(new ShapeLatency(polynomialPerf, limits));
   teach(worker, 1, 200, 7);
-  for (const [at, truth] of [12, 55, 1.5].entries()) {
-    expect(Math.abs(worker.prefill.theta[at]! / truth - 1)).toBeLessThan(0.05);
+  for (const tokens of [500, 1000, 2000]) {
+    for (const attention of [1e6, 4e6, 4e7]) {
+      const trueMs = 12 + 0.055 * tokens + (1.5 * attention) / 1e6;
+      expect(Math.abs(worker.prefillMs(tokens, attention) / trueMs - 1)).toBeLessThan(0.05);
+    }
   }
   expect(worker.medianError).toBeLessThan(0.01);
   expect(Math.abs(worker.prefillMs(2000, 4e6) / (12 + 110 + 6) - 1)).toBeLessThan(0.01);
@@ -67,6 +66,77 @@ it("tells a straggler from its shape", () => {
   const trueMs = 12 + 0.055 * 4096 + 12;
   expect(Math.abs(sound! / trueMs - 1)).toBeLessThan(0.1);
   expect(Math.abs(straggler! / trueMs - 2)).toBeLessThan(0.2);
+});
+
+/** Periods of the polynomial itself, times `slowness`, by passes of 8192 tokens. */
+function teachPolynomial(worker: WorkerLatency, slowness: number, noise: number, seed: number) {
+  const random = mulberry32(seed);
+  for (let at = 0; at < 300; at++) {
+    const tokens = Math.ceil(100 + random() * 40_000);
+    const attention = tokens * random() * 60_000;
+    let passes = 0;
+    let trueMs = 0;
+    for (let left = tokens; left > 0; left -= 8192, passes++) {
+      trueMs += polynomialPerf.prefillMs(Math.min(left, 8192), 0);
+    }
+    const ms = slowness * trueMs * (1 + noise * (2 * random() - 1));
+    worker.observePeriod({ passes, tokens, attention, ms });
+    const [sequences, activeKvTokens] = [Math.ceil(60 * random()), random() * 1_048_576];
+    const work = { ...limits, sequences, activeKvTokens, contextTokens: activeKvTokens };
+    const stepMs = polynomialPerf.decodeMs({ ...work, capacityKvTokens: limits.capacityTokens });
+    worker.observeGap({ sequences, activeKvTokens, ms: slowness * stepMs });
+  }
+}
+
+function polynomialStepMs(activeKvTokens: number): number {
+  const work = { sequences: 8, activeKvTokens, contextTokens: activeKvTokens };
+  return polynomialPerf.decodeMs({ ...work, capacityKvTokens: limits.capacityTokens });
+}
+
+it("keeps a profile that is right to the digit, whatever its form", () => {
+  const worker = new WorkerLatency(new ShapeLatency(polynomialPerf, limits));
+  teachPolynomial(worker, 1, 0, 11);
+  expect(worker.source).toBe("calibrated");
+  expect(worker.medianError).toBeLessThan(1e-9);
+  for (const tokens of [1, 300, 4000, 8192]) {
+    const predictedMs = worker.prefillMs(tokens, tokens * 30_000);
+    expect(predictedMs / polynomialPerf.prefillMs(tokens, 0)).toBeCloseTo(1, 9);
+  }
+  for (const tokens of [0, 300_000, 1_000_000]) {
+    expect(worker.decodeMs(8, tokens) / polynomialStepMs(tokens)).toBeCloseTo(1, 9);
+  }
+});
+
+it("scales a profile that is off by a factor, its bend included", () => {
+  for (const slowness of [0.4, 2.5]) {
+    const worker = new WorkerLatency(new ShapeLatency(polynomialPerf, limits));
+    teachPolynomial(worker, slowness, 0, 12);
+    for (const tokens of [300, 4000, 8192]) {
+      const trueMs = slowness * polynomialPerf.prefillMs(tokens, 0);
+      expect(Math.abs(worker.prefillMs(tokens, tokens * 30_000) / trueMs - 1)).toBeLessThan(0.05);
+    }
+    for (const tokens of [100_000, 500_000, 1_000_000]) {
+      const trueMs = slowness * polynomialStepMs(tokens);
+      expect(Math.abs(worker.decodeMs(8, tokens) / trueMs - 1)).toBeLessThan(0.05);
+    }
+  }
+});
+
+it("lets noise part no workers of a shape", () => {
+  const shape = new ShapeLatency(polynomialPerf, limits);
+  const workers = Array.from({ length: 4 }, () => new WorkerLatency(shape));
+  for (const [at, worker] of workers.entries()) teachPolynomial(worker, 1, 0.2, 20 + at);
+  const [first, ...others] = workers.map((worker) => worker.prefillMs(3000, 5e6));
+  expect(workers[0]?.prefill.theta).not.toEqual(workers[1]?.prefill.theta);
+  for (const other of others) expect(other).toBe(first);
+});
+
+it("knows a worker of half the speed after ten periods of it", () => {
+  const shape = new ShapeLatency(polynomialPerf, limits);
+  const [slow, sound] = [new WorkerLatency(shape), new WorkerLatency(shape)];
+  teach(sound, 1, 200, 30);
+  teach(slow, 2, 10, 31);
+  expect(slow.prefillMs(2000, 4e6)).toBeGreaterThan(1.5 * sound.prefillMs(2000, 4e6));
 });
 
 it("learns the decode step of a worker and of its shape", () => {

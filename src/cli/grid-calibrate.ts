@@ -120,7 +120,9 @@ function proposalText({ pools, cells, measured }: RoleProposal): string {
   for (const { pool, proposed, reason } of cells) {
     if (pool === proposed) kept.set(reason, (kept.get(reason) ?? 0) + 1);
   }
-  for (const [reason, count] of kept) lines.push(`  ${count} cells stay: ${reason}`);
+  for (const [reason, count] of kept) {
+    lines.push(`  ${count === 1 ? "1 cell stays" : `${count} cells stay`}: ${reason}`);
+  }
   const moved = changed.reduce((sum, cell) => sum + countIn(measured, cell), 0);
   lines.push(`  ${percentText(moved, total)} of the measured requests move`);
   return `${pools.role}: ${changed.length} of ${cells.length} cells change\n${lines.join("\n")}\n`;

@@ -65,8 +65,8 @@ function poolsOf(
     const pointer = childPointer("", namespace);
     const entry = file[namespace];
     if (!isFileObject(entry)) {
-      const got = entry === undefined ? "nothing" : describeValue(entry);
-      report(pointer, "required", `expected workers and engine of the ${role} pool, got ${got}`);
+      const expected = `expected workers and engine of the ${role} pool`;
+      report(pointer, "required", `${expected}, got ${describeValue(entry)}`);
       return [];
     }
     checkKeys(entry, pointer, entryKeys, report);
@@ -81,8 +81,8 @@ function workersOf(value: unknown, pointer: string, report: Report): number {
     const workers = value as number;
     if (workers >= 1 && workers <= replayedWorkersMax) return workers;
   }
-  const got = value === undefined ? "nothing" : describeValue(value);
-  report(pointer, "not-allowed", `expected an integer from 1 to ${replayedWorkersMax}, got ${got}`);
+  const expected = `expected an integer from 1 to ${replayedWorkersMax}`;
+  report(pointer, "not-allowed", `${expected}, got ${describeValue(value)}`);
   return 1;
 }
 

@@ -27,8 +27,9 @@ export function formatFault({ pointer, reason, message }: ConfigFault): string {
   return `${pointer === "" ? "(file)" : pointer}: ${message} [${reason}]`;
 }
 
-/** Type and value for a message: `string "2"`, `boolean true`, `array`, `null`. */
+/** Type and value for a message: `string "2"`, `boolean true`, `array`, `null`, `nothing`. */
 export function describeValue(value: unknown): string {
+  if (value === undefined) return "nothing";
   if (value === null) return "null";
   if (Array.isArray(value)) return "array";
   if (typeof value === "object") return "object";

@@ -312,7 +312,6 @@ function textField(asked: Fields, field: string): string | undefined {
 function percentField(asked: Fields): number {
   const percent = asked["percent"];
   if (typeof percent === "number" && percent >= 0 && percent <= 100) return percent;
-  const got = percent === undefined ? "nothing" : describeValue(percent);
-  const message = `percent must be a number from 0 to 100, got ${got}`;
+  const message = `percent must be a number from 0 to 100, got ${describeValue(percent)}`;
   throw new TiergridError("invalid_request", message, { field: "percent" });
 }

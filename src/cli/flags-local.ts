@@ -79,6 +79,14 @@ const serviceFlags = {
     group: "Local router",
     help: "Serves /busy_threshold and /find_best_worker on the system port.",
   },
+  debugRoutes: {
+    flag: "debug-routes",
+    env: "TIERGRID_DEBUG_ROUTES",
+    type: "boolean",
+    default: false,
+    group: "Local router",
+    help: "Serves /debug/tree_info and /debug/inject_event on the system port.",
+  },
   indexBlocksMax: {
     flag: "index-blocks-max",
     env: "TIERGRID_INDEX_BLOCKS_MAX",

@@ -1,4 +1,5 @@
 /** `tiergrid local`: the KV router of one pool. */
+import { Hono } from "hono";
 import { TiergridError } from "../base/errors.ts";
 import type { Given } from "../base/flags.ts";
 import { type ConfigFault, formatFault } from "../config/config-fault.ts";
@@ -12,8 +13,9 @@ import { unsupportedFields } from "../config/kv-router-support.ts";
 import type { QueueOrder } from "../core/admission-queue.ts";
 import { wasmIndexCore } from "../core/wasm-index.ts";
 import { adminRoutes } from "../local-router/admin-routes.ts";
+import { debugRoutes } from "../local-router/debug-routes.ts";
 import { localRouterTable } from "../local-router/local-metrics.ts";
-import { startLocalRouter } from "../local-router/local-router.ts";
+import { type LocalRouter, startLocalRouter } from "../local-router/local-router.ts";
 import { createBlockHasher } from "../protocol/block-hashes.ts";
 import { parseEndpointPath } from "../protocol/subjects.ts";
 import { processMetrics } from "../runtime/metric-table.ts";
@@ -68,7 +70,7 @@ export async function run(given: Given<typeof localFlags>): Promise<number> {
       },
     }),
     metrics: metrics.text,
-    ...(options.adminRoutes && { app: adminRoutes(router.admin) }),
+    app: routesOf(options, router),
     facts: { endpoint: options.endpoint, inst: router.inst },
     drain: async () => {
       await router.drain(options.drainTimeoutSecs * 1000);
@@ -76,6 +78,16 @@ export async function run(given: Given<typeof localFlags>): Promise<number> {
       await durableLog?.close();
     },
   });
+}
+
+function routesOf(
+  options: Pick<Given<typeof localFlags>["options"], "adminRoutes" | "debugRoutes">,
+  { admin, overlap }: LocalRouter,
+): Hono {
+  const app = new Hono();
+  if (options.adminRoutes) app.route("/", adminRoutes(admin));
+  if (options.debugRoutes) app.route("/", debugRoutes(overlap));
+  return app;
 }
 
 function endpointOf(text: string): ReturnType<typeof parseEndpointPath> {

@@ -8,7 +8,7 @@
  * The first two also answer on the bus, where a frontend changes all pools of a model at once.
  * Routes can be switched off; errors are `{error: {code, message}}` with their HTTP status.
  */
-import { Hono } from "hono";
+import { type Context, Hono } from "hono";
 import { bodyLimit } from "hono/body-limit";
 import { type ErrorCode, errorTable, TiergridError, toTiergridError } from "../base/errors.ts";
 import {
@@ -77,11 +77,14 @@ export function adminRoutes(router: Administered): Hono {
   app.post("/find_best_worker", limited, async (context) =>
     context.json(findBestWorker(router, new Uint8Array(await context.req.arrayBuffer()))),
   );
-  app.onError((thrown, context) => {
-    const { code, message, details } = toTiergridError(thrown);
-    return context.json({ error: { code, message, details } }, statusOf(code));
-  });
+  app.onError(answerFailure);
   return app;
+}
+
+/** What a route that threw answers. */
+export function answerFailure(thrown: unknown, context: Context): Response {
+  const { code, message, details } = toTiergridError(thrown);
+  return context.json({ error: { code, message, details } }, statusOf(code));
 }
 
 /** Answers `POST /busy_threshold` on the bus, addressed to this router alone. */

@@ -106,6 +106,8 @@ export interface LocalRouter {
   holders(): readonly HolderView[];
   /** What operators read and change while it runs. */
   readonly admin: Administered;
+  /** Undefined when no KV events are followed. */
+  readonly overlap: OverlapTables | undefined;
   readonly totals: Readonly<DispatcherTotals>;
   readonly stats: LocalStats;
   /** Takes no new requests; resolves when every open one has found its worker, or at `graceMs`. */
@@ -203,6 +205,7 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
     ready: () => presence.state() === "ready" && directory.selectableCount > 0,
     holders: () => holderViews(tables),
     admin,
+    overlap,
     totals,
     get stats() {
       return { ...statsOf(tables, entries.size, sync), waiting: admission?.pending.count ?? 0 };

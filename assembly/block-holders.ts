@@ -7,6 +7,7 @@
  * - A present key proves the content of the whole prefix, so there is no tree.
  * - Slices of `maintain` finish a growth, zero freed memory and take retired bits out of the sets.
  */
+import { slotBytes } from "./bucket";
 import {
   freeSwept,
   retiredCount,
@@ -24,7 +25,6 @@ import {
   newTable,
   removeAt,
   reserve,
-  slotBytes,
   valueOf,
 } from "./key-table";
 import { clearFreed } from "./regions";

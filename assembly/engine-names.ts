@@ -9,6 +9,7 @@
  * - `stale` has exactly the own keys with replaced names, and how many; `current` has those of them
  *   that are held. Both are absent in normal operation; `reserveNames` purges at `replacedMax`.
  */
+import { slotBytes } from "./bucket";
 import {
   find,
   freeTable,
@@ -19,7 +20,6 @@ import {
   newTable,
   removeAt,
   reserve,
-  slotBytes,
   valueOf,
 } from "./key-table";
 import { free, mustAllocate } from "./regions";

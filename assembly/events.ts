@@ -29,7 +29,8 @@ import {
   reserveNames,
 } from "./engine-names";
 import { setsFull } from "./holder-sets";
-import { find, insertMissed, touch, touchThrough } from "./key-table";
+import { find, insertMissed, peek } from "./key-table";
+import { aheadMax, aim, blockPlaces, fetch, look, namePlaces, passFull } from "./look-ahead";
 import { allocate, free } from "./regions";
 import { eventBlocksMax, repeats } from "./repeat-check";
 import { link } from "./xxh3";
@@ -41,8 +42,8 @@ const invalidBlock: i32 = 2;
 const capacity: i32 = 3;
 
 const blockBytes: usize = 16;
-/** Blocks whose places are read ahead of their stores. */
-const aheadBlocks: u32 = 16;
+/** Own keys of the next names, `aheadMax` at most. */
+const ownKeys: usize = memory.data(8 * 64, 16);
 
 export let duplicates: f64 = 0;
 let blocksMax: u32 = 0;
@@ -93,10 +94,10 @@ export function removeEvent(book: Book, tier: u32, count: u32): i32 {
   let result = ok;
   for (let block: u32 = 0; block < count; block++) {
     const at = area + 8 * block;
-    if (block % aheadBlocks === 0) {
-      const ahead = min(aheadBlocks, count - block);
-      if (names === null) touch(table, at, ahead, 8);
-      else touchThrough(names.table, table, at, ahead);
+    if (block % aheadMax === 0) {
+      const ahead = min(aheadMax, count - block);
+      if (names === null) look(blockPlaces, table, at, ahead, 8);
+      else lookToRemove(names, at, ahead);
     }
     const hash = load<u64>(at);
     const removed =
@@ -135,6 +136,29 @@ function restoreRow(book: Book, row: usize): bool {
   return true;
 }
 
+/** Reads ahead in both tables at once. */
+// @ts-ignore: decorator
+@inline
+function lookToStore(names: EngineNames, blocks: usize, count: u32): void {
+  aim(blockPlaces, table, blocks, count, blockBytes);
+  aim(namePlaces, names.table, blocks + 8, count, blockBytes);
+  fetch(blockPlaces, count);
+  fetch(namePlaces, count);
+  passFull(blockPlaces, table, count);
+  passFull(namePlaces, names.table, count);
+  fetch(blockPlaces, count);
+  fetch(namePlaces, count);
+}
+
+/** Own keys are read through their names: those lead from one table to the other. */
+// @ts-ignore: decorator
+@inline
+function lookToRemove(names: EngineNames, hashes: usize, count: u32): void {
+  look(namePlaces, names.table, hashes, count, 8);
+  peek(names.table, hashes, count, ownKeys);
+  look(blockPlaces, table, ownKeys, count, 8);
+}
+
 function breaksRules(blocks: usize, hasParent: bool, count: u32): bool {
   if (count > eventBlocksMax) return true;
   if (hasParent) {
@@ -164,7 +188,9 @@ function chainBlocks(blocks: usize, count: u32, before: u64): void {
 function storeOwn(book: Book, tier: u32, keys: usize, count: u32): i32 {
   for (let block: u32 = 0; block < count; block++) {
     const at = keys + block * blockBytes;
-    if (block % aheadBlocks === 0) touch(table, at, min(aheadBlocks, count - block), blockBytes);
+    if (block % aheadMax === 0) {
+      look(blockPlaces, table, at, min(aheadMax, count - block), blockBytes);
+    }
     const added = addTo(book, load<u64>(at), tier);
     if (added === setsFull) return capacity;
     if (added === nothing) duplicates++;
@@ -175,11 +201,7 @@ function storeOwn(book: Book, tier: u32, keys: usize, count: u32): i32 {
 function storeNamed(book: Book, names: EngineNames, tier: u32, blocks: usize, count: u32): i32 {
   for (let block: u32 = 0; block < count; block++) {
     const at = blocks + block * blockBytes;
-    if (block % aheadBlocks === 0) {
-      const ahead = min(aheadBlocks, count - block);
-      touch(table, at, ahead, blockBytes);
-      touch(names.table, at + 8, ahead, blockBytes);
-    }
+    if (block % aheadMax === 0) lookToStore(names, at, min(aheadMax, count - block));
     const stored = storeName(book, names, tier, load<u64>(at, 8), load<u64>(at));
     if (stored === setsFull) return capacity;
     if (stored === nothing) duplicates++;

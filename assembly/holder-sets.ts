@@ -95,7 +95,7 @@ function flipAnew(set: u32, bit: u32): i32 {
   const wanted = load<u64>(z + 8 * set) ^ load<u64>(bitZ + 8 * bit);
   const adds = !setHas(set, bit);
   const size = load<u32>(members + 4 * set) + (adds ? 1 : -1);
-  if (size === 0) return 0;
+  if (size === 0) return remember(set, bit, 0);
   const mask = 4 * ids - 1;
   for (let at = <u32>wanted & mask; ; at = (at + 1) & mask) {
     const id = load<u32>(intern + 4 * at);

@@ -1,32 +1,42 @@
 /**
  * Open-addressing table from a u64 key to a u64 value.
  *
- *   slot      [ key ^ secret | value ]   16 bytes; a deleted slot leaves no trace (backward shift)
- *   empty     key word 0
+ *   slot      [ key ^ secret | value ]   16 bytes; key word 0 = empty
+ *   bucket    4 slots, one cache line    a key sits anywhere in its home bucket, or behind it
  *   growth    a second, larger array; every `reserve` moves a slice of the old one over
  *
- *   old     [ dead dead dead | k v   ·   k v   k v ]      moved slots are dead, probes walk past
- *                            ^ oldAt
- *   current [ k v   ·   k v   ·    ·   k v   ·   · ]
+ *   old     [ dead dead dead dead | k v   ·   k v   k v ]   moved slots are dead, as good as full
+ *                                 ^ oldAt
+ *   current [ k v   ·   k v   ·   |  ·   k v   ·     ·  ]
  *
+ * - Every bucket between a key's home and its own is full, so a probe ends at one that is not.
+ *   A deletion out of a full bucket moves a key up that had no room there; nothing else moves.
  * - Keys come from outside; home slots depend on secrets, so nobody can aim many keys at one run.
  *   The two reserved key words (empty, dead) are taken for their neighbours; nobody can aim at them
  *   either.
- * - Load stays at or below 3/4. A probe longer than `probeMax` rebuilds with
- *   another multiplier. Growth keeps it: slots move in order, and a slice touches few pages.
+ * - Load stays at or below 3/4. A probe longer than `probeMax` rebuilds with another multiplier.
+ *   Growth keeps it: slots move in order, and a slice touches few pages.
  * - The system makes a page at the first write to it, and new keys would write to one each. So the
  *   next array is allocated ahead of growth and its pages are made in slices; so are those that an
  *   array in use still lacks.
  * - Addresses that `find` and `insertMissed` answer are valid until the next call that changes the
  *   table.
  */
+import {
+  bucketBytes,
+  bucketOf,
+  bucketSlots,
+  firstOf,
+  isFull,
+  slotBytes,
+  slotsWith,
+} from "./bucket";
 import { randomU64 } from "./random";
 import { allocate, free, mustAllocate } from "./regions";
 
-export const slotBytes: usize = 16;
 const dead: u64 = u64.MAX_VALUE;
 const slotsMin: u32 = 16;
-/** Random keys at load 3/4 stay below 500 in the largest table; only aimed ones get beyond. */
+/** In slots. Random keys at load 3/4 stay far below; only aimed ones get beyond. */
 const probeMax: u32 = 1024;
 const sliceSlots: u32 = 256;
 /** Slots moved per key to come: a growth ends before the next array is allocated. */
@@ -63,15 +73,14 @@ export class KeyTable {
   freshEnd: usize;
 }
 
-/** Where the last `find` ended without a key: `insertMissed` puts the key there. */
+/** Where the last `find` ended without a key, which `insertMissed` puts there, and began. */
 let missAt: usize = 0;
-/** Takes what `touch` reads, so that the reads are not optimized away. */
-let touched: u64 = 0;
+let missHome: usize = 0;
 
-/** A table for `keys` and a few more. Traps when memory is at its limit. */
+/** A table for `keys` at load 3/5 and a few more. Traps when memory is at its limit. */
 export function newTable(keys: u32): KeyTable {
   const table = changetype<KeyTable>(mustAllocate(offsetof<KeyTable>()));
-  const capacity = max(slotsMin, capacityFor(keys, 7, 10));
+  const capacity = max(slotsMin, capacityFor(keys, 3, 5));
   table.secret = randomU64();
   table.multiplier = randomU64() | 1;
   setSlots(table, mustAllocate(<usize>capacity * slotBytes), capacity);
@@ -92,16 +101,8 @@ export function freeTable(table: KeyTable): void {
 @inline
 export function find(table: KeyTable, key: u64): usize {
   const wanted = storedKey(table, key);
-  let at = homeOf(table, wanted);
-  for (;;) {
-    const found = load<u64>(at);
-    if (found === wanted) return at;
-    if (found === 0) break;
-    at += slotBytes;
-    if (at === table.end) at = table.slots;
-  }
-  missAt = at;
-  return table.oldCapacity === 0 ? 0 : bringOver(table, wanted);
+  const at = probe(table, wanted);
+  return at !== 0 || table.oldCapacity === 0 ? at : bringOver(table, wanted);
 }
 
 /** Value of the key, or 0. */
@@ -117,33 +118,22 @@ export function valueOf(table: KeyTable, key: u64): u64 {
 @inline
 export function insertMissed(table: KeyTable, key: u64, value: u64): usize {
   const at = missAt;
-  const stored = storedKey(table, key);
   table.count++;
-  noteProbe(table, at, homeOf(table, stored));
-  store<u64>(at, stored);
+  noteProbe(table, at, missHome);
+  store<u64>(at, storedKey(table, key));
   store<u64>(at, value, 8);
   return at;
 }
 
-/** Deletes the slot at `gap`; slots behind it move up. */
-export function removeAt(table: KeyTable, gap: usize): void {
-  const scan = table.slots + <usize>table.scanAt * slotBytes;
-  for (let at = gap; ; ) {
-    at += slotBytes;
-    if (at === table.end) at = table.slots;
-    const key = load<u64>(at);
-    if (key === 0) break;
-    const home = homeOf(table, key);
-    // The slot may fill the gap unless its home lies behind the gap, cyclically.
-    if (gap <= at ? home > gap && home <= at : home > gap || home <= at) continue;
-    store<u64>(gap, key);
-    store<u64>(gap, load<u64>(at, 8), 8);
-    if (at >= scan && gap < scan) table.scanAt = <u32>((gap - table.slots) / slotBytes);
-    gap = at;
-  }
-  store<u64>(gap, 0);
-  store<u64>(gap, 0, 8);
+/** Deletes the slot at `at`; when its bucket was full, a key that had no room there moves up. */
+// @ts-ignore: decorator
+@inline
+export function removeAt(table: KeyTable, at: usize): void {
+  const wasFull = isFull(bucketOf(at));
+  store<u64>(at, 0);
+  store<u64>(at, 0, 8);
   table.count--;
+  if (wasFull) fillGap(table, at);
 }
 
 /**
@@ -181,32 +171,15 @@ export function migrate(table: KeyTable, slots: u32): bool {
   return false;
 }
 
-/** Reads the home slots of `count` keys from `keys`, so that probes find them in the cache. */
+/** Values of `count` keys, one u64 each, 0 where the current array lacks the key. */
 // @ts-ignore: decorator
 @inline
-export function touch(table: KeyTable, keys: usize, count: usize, strideBytes: usize): void {
-  let sum: u64 = 0;
-  for (let i: usize = 0; i < count; i++) {
-    sum += load<u64>(homeOf(table, storedKey(table, load<u64>(keys + i * strideBytes))), 8);
+export function peek(table: KeyTable, keys: usize, count: u32, values: usize): void {
+  const end = keys + 8 * count;
+  for (; keys < end; keys += 8, values += 8) {
+    const at = probe(table, storedKey(table, load<u64>(keys)));
+    store<u64>(values, at === 0 ? 0 : load<u64>(at, 8));
   }
-  touched = sum;
-}
-
-/** Reads on from `table`: each value is a key of `target`. Useful for keys in their home slots. */
-// @ts-ignore: decorator
-@inline
-export function touchThrough(
-  table: KeyTable,
-  target: KeyTable,
-  keys: usize,
-  count: usize,
-): void {
-  let sum: u64 = 0;
-  for (let i: usize = 0; i < count; i++) {
-    const value = load<u64>(homeOf(table, storedKey(table, load<u64>(keys + 8 * i))), 8);
-    sum += load<u64>(homeOf(target, storedKey(target, value)), 8);
-  }
-  touched = sum;
 }
 
 /** The key of a slot as it was given. */
@@ -223,33 +196,93 @@ function storedKey(table: KeyTable, key: u64): u64 {
   return stored + 1 <= 1 ? stored ^ 1 : stored;
 }
 
+/** Address of the stored key's slot in the current array, or 0 and `missAt`. */
+// @ts-ignore: decorator
+@inline
+function probe(table: KeyTable, wanted: u64): usize {
+  const home = homeOf(table, wanted);
+  let bucket = home;
+  while (true) {
+    const found = slotsWith(bucket, wanted);
+    if (found !== 0) return firstOf(bucket, found);
+    const empty = slotsWith(bucket, 0);
+    if (empty !== 0) {
+      missAt = firstOf(bucket, empty);
+      missHome = home;
+      return 0;
+    }
+    bucket = nextBucket(table, bucket);
+  }
+}
+
+/** Bucket of the key while that has room. */
 // @ts-ignore: decorator
 @inline
 function homeOf(table: KeyTable, stored: u64): usize {
-  return table.slots + <usize>placeOf(stored, table.multiplier, table.capacity) * slotBytes;
+  return table.slots + bucketBytes * placeOf(stored, table.multiplier, table.capacity);
 }
 
-/** Place in [0, capacity): the high half of a keyed product, scaled. */
 // @ts-ignore: decorator
 @inline
-function placeOf(stored: u64, multiplier: u64, capacity: u32): u32 {
-  return <u32>((((stored * multiplier) >> 32) * <u64>capacity) >> 32);
+export function homeOfKey(table: KeyTable, key: usize): usize {
+  return homeOf(table, storedKey(table, load<u64>(key)));
+}
+
+/** Bucket in a table of `capacity` slots: the high half of a keyed product, scaled. */
+// @ts-ignore: decorator
+@inline
+function placeOf(stored: u64, multiplier: u64, capacity: u32): usize {
+  return <usize>((((stored * multiplier) >> 32) * <u64>(capacity >> 2)) >> 32);
+}
+
+// @ts-ignore: decorator
+@inline
+export function nextBucket(table: KeyTable, bucket: usize): usize {
+  const next = bucket + bucketBytes;
+  return next === table.end ? table.slots : next;
+}
+
+/** The slot at `gap` of a full bucket is empty: keys behind it that it kept out move up. */
+function fillGap(table: KeyTable, gap: usize): void {
+  const scan = table.slots + <usize>table.scanAt * slotBytes;
+  let bucket = bucketOf(gap);
+  for (let from = nextBucket(table, bucket); ; from = nextBucket(table, from)) {
+    const wasFull = isFull(from);
+    for (let at = from; at < from + bucketBytes; at += slotBytes) {
+      const key = load<u64>(at);
+      if (key === 0) continue;
+      const home = homeOf(table, key);
+      // The slot may fill the gap unless its home lies behind the gap, cyclically.
+      if (bucket < from ? home > bucket && home <= from : home > bucket || home <= from) continue;
+      store<u64>(gap, key);
+      store<u64>(gap, load<u64>(at, 8), 8);
+      store<u64>(at, 0);
+      store<u64>(at, 0, 8);
+      if (at >= scan && gap < scan) table.scanAt = <u32>((gap - table.slots) / slotBytes);
+      gap = at;
+      bucket = from;
+      break;
+    }
+    if (!wasFull) return;
+  }
 }
 
 // @ts-ignore: decorator
 @inline
 function noteProbe(table: KeyTable, at: usize, home: usize): void {
-  const bytes = at >= home ? at - home : at + (table.end - table.slots) - home;
-  table.longestProbe = max(table.longestProbe, <u32>(bytes / slotBytes) + 1);
+  if (bucketOf(at) !== home) noteFar(table, bucketOf(at), home);
+}
+
+function noteFar(table: KeyTable, bucket: usize, home: usize): void {
+  const bytes = bucket > home ? bucket - home : bucket + (table.end - table.slots) - home;
+  table.longestProbe = max(table.longestProbe, <u32>(bytes / slotBytes) + bucketSlots);
 }
 
 function place(table: KeyTable, stored: u64, value: u64): usize {
   const home = homeOf(table, stored);
-  let at = home;
-  while (load<u64>(at) !== 0) {
-    at += slotBytes;
-    if (at === table.end) at = table.slots;
-  }
+  let bucket = home;
+  while (isFull(bucket)) bucket = nextBucket(table, bucket);
+  const at = firstOf(bucket, slotsWith(bucket, 0));
   noteProbe(table, at, home);
   store<u64>(at, stored);
   store<u64>(at, value, 8);
@@ -325,14 +358,14 @@ function setSlots(table: KeyTable, slots: usize, capacity: u32): void {
 /** Finds a stored key in the old array and moves its slot to the current one. */
 function bringOver(table: KeyTable, wanted: u64): usize {
   const end = table.old + <usize>table.oldCapacity * slotBytes;
-  const home = placeOf(wanted, table.oldMultiplier, table.oldCapacity);
-  let at = table.old + <usize>home * slotBytes;
+  let bucket =
+    table.old + bucketBytes * placeOf(wanted, table.oldMultiplier, table.oldCapacity);
   while (true) {
-    const found = load<u64>(at);
-    if (found === wanted) return moveSlot(table, at);
-    if (found === 0) return 0;
-    at += slotBytes;
-    if (at === end) at = table.old;
+    const found = slotsWith(bucket, wanted);
+    if (found !== 0) return moveSlot(table, firstOf(bucket, found));
+    if (!isFull(bucket)) return 0;
+    bucket += bucketBytes;
+    if (bucket === end) bucket = table.old;
   }
 }
 
@@ -359,5 +392,6 @@ function keysToPrepare(capacity: u32): u32 {
 
 /** Slots in which `keys` are a share of `part / whole`. */
 function capacityFor(keys: u32, part: u32, whole: u32): u32 {
-  return <u32>((<u64>keys * <u64>whole + <u64>part - 1) / <u64>part);
+  const needed = <u32>((<u64>keys * <u64>whole + <u64>part - 1) / <u64>part);
+  return (needed + bucketSlots - 1) & ~(bucketSlots - 1);
 }

@@ -9,7 +9,7 @@ import { setOf, table } from "./block-holders";
 import { bitOf, Book } from "./books";
 import { activeBits, liveBits, slotOfBit } from "./holder-bits";
 import { setHas, wordsOf, wordsPerSet } from "./holder-sets";
-import { touch } from "./key-table";
+import { aim, blockPlaces, fetch } from "./look-ahead";
 import { enlarge } from "./regions";
 
 /** Blocks whose places are read ahead of their probes. */
@@ -35,7 +35,8 @@ export function match(sequence: usize, blocks: u32, depths: usize): u32 {
   for (; block < blocks; block++) {
     if (block === readTo) {
       const count = min(ahead, blocks - block);
-      touch(table, sequence + 8 * block, count, 8);
+      aim(blockPlaces, table, sequence + 8 * block, count, 8);
+      fetch(blockPlaces, count);
       readTo += count;
       ahead = min(2 * ahead, aheadMax);
     }

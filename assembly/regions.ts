@@ -9,10 +9,12 @@
  * - Neighbours merge, so what a table leaves behind when it grows by halves serves it again.
  * - A freed region is dirty until slices of `clearFreed` have zeroed it from its end; a small one
  *   is zeroed at once.
- * - Sizes are multiples of 16; the first words of a free or dirty region are its link: next, bytes.
+ * - Addresses and sizes are multiples of 64; the first words of a free or dirty region are its
+ *   link: next, bytes.
  */
 
-const unit: usize = 16;
+/** One cache line, which a bucket of `KeyTable` fills. */
+const unit: usize = 64;
 const pageBytes: u64 = 65536;
 /** One page short of 4 GiB, so that no address wraps. */
 const pagesMax: i32 = 65535;
@@ -25,7 +27,7 @@ let dirtyFirst: usize = 0;
 /** Bytes of the first dirty region that are not yet zeroed. */
 let dirtyBytes: usize = 0;
 
-/** Address of a zeroed region, a multiple of 16; 0 when memory is at its limit. */
+/** Address of a zeroed region, a multiple of 64; 0 when memory is at its limit. */
 export function allocate(bytes: usize): usize {
   bytes = roundUp(bytes);
   let before: usize = 0;

@@ -8,10 +8,11 @@
  */
 import { table } from "./block-holders";
 import { bitOf, Book, tierCount, tiersOf } from "./books";
+import { slotBytes } from "./bucket";
 import { isReplaced } from "./engine-names";
 import { bitCount } from "./holder-bits";
 import { wordsOf, wordsPerSet } from "./holder-sets";
-import { keyAt, KeyTable, migrate, slotBytes } from "./key-table";
+import { keyAt, KeyTable, migrate } from "./key-table";
 import { enlarge, mustAllocate } from "./regions";
 
 const blockRowBytes: usize = 12;

@@ -7,6 +7,7 @@ import { realClock } from "../../src/base/clock.ts";
 import { mockToken, readableMockTokenRange } from "../../src/protocol/mock-tokens.ts";
 import { startNatsServer } from "../../src/runtime/nats-server.ts";
 import { natsBinary } from "./nats-fixture.ts";
+import { until } from "./processes.ts";
 import { type TiergridProcess, tiergrid } from "./tiergrid-process.ts";
 
 const poolConfig = {
@@ -93,14 +94,15 @@ it("starts in any order, even before the broker, serves, and drains on SIGTERM",
       mockToken(5, 100 + at, readableMockTokenRange),
     );
     expect(await tokensOf(api, prompt, 5)).toEqual(expected);
-    const explain = tiergrid(
-      ["explain", config, "--tokens", "100", "--nats", `nats://127.0.0.1:${port}`],
-      {},
-    );
-    expect(await explain.ended(), explain.stderr()).toBe(0);
-    expect(explain.stdout()).toMatch(
-      /^agg: pool only \(grid\)[\s\S]*ready, 2 workers, 0 in flight/,
-    );
+    const asked = ["explain", config, "--tokens", "100", "--nats", `nats://127.0.0.1:${port}`];
+    let said = "";
+    const explains = async (): Promise<boolean> => {
+      const explain = tiergrid(asked);
+      expect(await explain.ended(), explain.stderr()).toBe(0);
+      said = explain.stdout();
+      return /^agg: pool only \(grid\)[\s\S]*ready, 2 workers, 0 in flight/.test(said);
+    };
+    await until("the pool is ready and its request over", explains, () => said);
     const models = await fetch(`${api}/models`).then((response) => response.json());
     expect(models).toMatchObject({ data: [{ id: "mock-model" }] });
     for (const one of processes) {

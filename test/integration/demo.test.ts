@@ -48,7 +48,7 @@ it("keeps the fleet up until it is told to stop, and answers in the meantime", a
   const run = tiergrid(["demo", "--requests", "2", "--http-port", "0", "--json"], {
     NATS_SERVER_BIN: await natsBinary(),
   });
-  const [, url] = await run.says(/curl (http:\S+)\/v1/, 30_000);
+  const [, url] = await run.says(/curl (http:\S+)\/v1/);
   const response = await fetch(`${url}/v1/chat/completions`, {
     method: "POST",
     headers: { "content-type": "application/json" },

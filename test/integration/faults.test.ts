@@ -7,7 +7,14 @@ import { realClock, sleep } from "../../src/base/clock.ts";
 import type { NatsServer } from "../../src/runtime/nats-server.ts";
 import { startNats } from "./nats-fixture.ts";
 import { createFleet, type Fleet, freeze, kill, type Part, until } from "./processes.ts";
-import { inFlight, openStream, openStreams, outcomesOf, promptOf } from "./stream-client.ts";
+import {
+  inFlight,
+  openStream,
+  openStreams,
+  outcomesOf,
+  promptOf,
+  streamsInFlight,
+} from "./stream-client.ts";
 
 const streamCount = 24;
 /** About three seconds of decoding. */
@@ -66,8 +73,7 @@ const migrations = async (): Promise<number> => {
 };
 
 it("moves the streams of a killed worker to the other one, every token once", async () => {
-  const streams = openStreams(fleet.api, streamCount, tokens);
-  await inFlight(streams);
+  const streams = await streamsInFlight(fleet.api, streamCount, tokens);
   const victim = await fleet.metricsOf("decode worker 0");
   expect(victim.sum("dynamo_component_kvstats_active_blocks")).toBeGreaterThan(0);
   await kill(fleet.part("decode worker 0"));
@@ -92,8 +98,7 @@ it("reads the prompts of a killed prefill worker on the other one", async () => 
 });
 
 it("fails new requests cleanly while a pool's local router is dead, and loses no stream", async () => {
-  const streams = openStreams(fleet.api, streamCount, tokens);
-  await inFlight(streams);
+  const streams = await streamsInFlight(fleet.api, streamCount, tokens);
   await kill(fleet.part("local decode"));
   const refused = openStreams(fleet.api, 4, 20);
   expect(await outcomesOf(refused)).toEqual({ "503 unavailable": 4 });
@@ -105,8 +110,7 @@ it("fails new requests cleanly while a pool's local router is dead, and loses no
 
 it("resumes every stream when a killed nats-server comes back after a second", async () => {
   const before = await migrations();
-  const streams = openStreams(fleet.api, streamCount, tokens);
-  await inFlight(streams);
+  const streams = await streamsInFlight(fleet.api, streamCount, tokens);
   await nats.kill("SIGKILL");
   await sleep(realClock, 1000);
   expect(await outcomesOf(openStreams(fleet.api, 4, 20))).toEqual({ "503 unavailable": 4 });
@@ -118,8 +122,7 @@ it("resumes every stream when a killed nats-server comes back after a second", a
 
 it("moves no stream while nats-server hangs for two seconds", async () => {
   const before = await migrations();
-  const streams = openStreams(fleet.api, streamCount, tokens);
-  await inFlight(streams);
+  const streams = await streamsInFlight(fleet.api, streamCount, tokens);
   await freeze(nats.pid, 2000);
   expect(await outcomesOf(streams)).toEqual({ exact: streamCount });
   expect(await migrations()).toBe(before);
@@ -128,8 +131,7 @@ it("moves no stream while nats-server hangs for two seconds", async () => {
 
 it("moves the streams of a worker that hangs, and ignores what it says when it wakes", async () => {
   const before = await migrations();
-  const streams = openStreams(fleet.api, streamCount, tokens);
-  await inFlight(streams);
+  const streams = await streamsInFlight(fleet.api, streamCount, tokens);
   await freeze(fleet.part("decode worker 1").pid, 3000);
   expect(await outcomesOf(streams)).toEqual({ exact: streamCount });
   expect(await migrations()).toBeGreaterThan(before);
@@ -145,8 +147,7 @@ it("stops the engines when the clients leave", async () => {
 });
 
 it("drains a worker that gets SIGTERM under load without failing a request", async () => {
-  const streams = openStreams(fleet.api, streamCount, tokens);
-  await inFlight(streams);
+  const streams = await streamsInFlight(fleet.api, streamCount, tokens);
   const leaving = fleet.part("decode worker 0");
   process.kill(leaving.pid, "SIGTERM");
   while (leaving.alive()) {
@@ -160,8 +161,7 @@ it("drains a worker that gets SIGTERM under load without failing a request", asy
 
 it("drains the global router: /ready says no, open answers end, exit 0", async () => {
   const { api } = fleet;
-  const streams = openStreams(api, streamCount, tokens);
-  await inFlight(streams);
+  const streams = await streamsInFlight(api, streamCount, tokens);
   const leaving = fleet.part("global");
   process.kill(leaving.pid, "SIGTERM");
   await until("/ready says no", async () => {

@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { afterAll, expect, it } from "vitest";
 import type { NatsServer } from "../../src/runtime/nats-server.ts";
 import { startNats } from "./nats-fixture.ts";
-import { root, until } from "./processes.ts";
+import { patienceMs, root, until } from "./processes.ts";
 import { type TiergridProcess, tiergrid } from "./tiergrid-process.ts";
 
 const page = readFileSync(`${root}docs/grids.md`, "utf8");
@@ -64,7 +64,7 @@ it("tries a built grid on a share of the requests, promotes it, goes back, and m
   });
   const curl = (line: string): unknown => {
     const own = line.replace("localhost:9090", `127.0.0.1:${systemPort}`);
-    const { stdout } = spawnSync("sh", ["-c", own], { encoding: "utf8", timeout: 15_000 });
+    const { stdout } = spawnSync("sh", ["-c", own], { encoding: "utf8", timeout: patienceMs });
     return stdout === "" ? undefined : JSON.parse(stdout);
   };
   const versions = (): Versions | undefined => curl(lineWith("/grid/versions")) as Versions;
@@ -97,13 +97,13 @@ it("tries a built grid on a share of the requests, promotes it, goes back, and m
   expect(other.stderr()).toContain(`version ${trial} gets no requests; --any-version takes`);
 
   startPools(nats.url);
-  const [, apiPort = ""] = await router.says(/api=http:\/\/127\.0\.0\.1:(\d+)/, 30_000);
+  const [, apiPort = ""] = await router.says(/api=http:\/\/127\.0\.0\.1:(\d+)/);
   const shell = (own: string): string => {
     const here = own
       .replaceAll("request.json", join(folder, "request.json"))
       .replace("localhost:8000", `127.0.0.1:${apiPort}`)
       .replace("localhost:9090", `127.0.0.1:${systemPort}`);
-    return spawnSync("sh", ["-c", here], { encoding: "utf8", timeout: 15_000 }).stdout;
+    return spawnSync("sh", ["-c", here], { encoding: "utf8", timeout: patienceMs }).stdout;
   };
   shell(lineWith("> request.json"));
   let answer = "";

@@ -9,7 +9,7 @@ import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
 import type { NatsServer } from "../../src/runtime/nats-server.ts";
 import { type AggFleet, createAggFleet } from "./agg-fleet.ts";
 import { startNats } from "./nats-fixture.ts";
-import { root, until } from "./processes.ts";
+import { patienceMs, root, until } from "./processes.ts";
 
 const globalGenerate = "tg.ep.dynamo.global_router.generate";
 const localGenerate = "tg.ep.pool.router.generate";
@@ -185,7 +185,7 @@ it("runs the example of docs/wire.md word for word", () => {
   const args = ["--input-type=module", "--eval", program];
   const { status, stdout, stderr } = spawnSync(process.execPath, args, {
     cwd: root,
-    timeout: 15_000,
+    timeout: patienceMs,
   });
   expect({ status, stderr: String(stderr) }).toEqual({ status: 0, stderr: "" });
   const tokens = String(stdout).matchAll(/^(\d+) \[ (.*?) \]$/gm);

@@ -14,7 +14,7 @@ export const root = fileURLToPath(new URL("../../", import.meta.url));
 const stderrCharsMax = 32_768;
 const pollMs = 25;
 /** Longest wait for anything that a test awaits; far above what an idle machine needs. */
-export const patienceMs = 45_000;
+export const patienceMs = 90_000;
 
 /**
  * Both routers and the frontend wait this long for a receipt: on a machine with more to do than

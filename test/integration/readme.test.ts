@@ -10,7 +10,7 @@ import { loadPoolConfigFile } from "../../src/config/load-pool-config.ts";
 import { renderGrid } from "../../src/config/render-grid.ts";
 import type { NatsServer } from "../../src/runtime/nats-server.ts";
 import { startNats } from "./nats-fixture.ts";
-import { acceptTimeoutMs, root, until } from "./processes.ts";
+import { acceptTimeoutMs, patienceMs, root, until } from "./processes.ts";
 
 const readme = readFileSync(`${root}README.md`, "utf8");
 const blocks = [...readme.matchAll(/^```(\w*)\n([\s\S]*?)^```$/gm)].map(
@@ -90,7 +90,7 @@ it("starts the fleet of separate processes, and the curl names pools, cells and 
     () => log,
   );
   const curl = blockWith("curl -s localhost:8000").replace("localhost:8000", String(api()));
-  const { stdout } = spawnSync("sh", ["-c", curl], { encoding: "utf8", timeout: 15_000 });
+  const { stdout } = spawnSync("sh", ["-c", curl], { encoding: "utf8", timeout: patienceMs });
   const answer = JSON.parse(stdout) as Answer;
   expect(answer.choices[0]?.finish_reason).toBe("length");
   expect(answer.nvext.route).toMatchObject([
@@ -105,7 +105,7 @@ it("starts the fleet of separate processes, and the curl names pools, cells and 
 it("explains a request as the text around the command says", () => {
   const command = blockWith("tiergrid -- explain");
   const run = (line: string): string =>
-    spawnSync("sh", ["-c", line], { cwd: root, encoding: "utf8", timeout: 15_000 }).stdout;
+    spawnSync("sh", ["-c", line], { cwd: root, encoding: "utf8", timeout: patienceMs }).stdout;
   expect(readme).toContain("row `8192 .. 16384`, column `< 400 ms`: pool `prefill-fast`");
   const targeted = run(command);
   expect(targeted).toContain("prefill: pool 0 prefill-fast");

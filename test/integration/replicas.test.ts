@@ -11,7 +11,14 @@ import type { NatsServer } from "../../src/runtime/nats-server.ts";
 import { type AggFleet, createAggFleet } from "./agg-fleet.ts";
 import { startNats } from "./nats-fixture.ts";
 import { kill, type Metrics, until } from "./processes.ts";
-import { inFlight, openStream, openStreams, outcomesOf, promptOf } from "./stream-client.ts";
+import {
+  inFlight,
+  openStream,
+  openStreams,
+  outcomesOf,
+  promptOf,
+  streamsInFlight,
+} from "./stream-client.ts";
 
 const streamCount = 24;
 /** About three seconds of decoding. */
@@ -80,8 +87,7 @@ const bookedBlocks = (metrics: Metrics): number =>
   metrics.sum("dynamo_frontend_worker_active_decode_blocks");
 
 it("goes on with one replica when the other is killed under load, and the books close", async () => {
-  const streams = openStreams(fleet.api, streamCount, tokens);
-  await inFlight(streams);
+  const streams = await streamsInFlight(fleet.api, streamCount, tokens);
   await agree(
     "each knows every booking",
     (one, other) =>
@@ -111,10 +117,10 @@ it("serves at once after a restart, and soon knows all blocks and bookings", asy
     expect(await outcomesOf(batch)).toEqual({ exact: 5 });
   }
   await agree("all blocks are known", (one) => one.sum("tiergrid_index_blocks") >= cachedBlocks);
-  const streams = openStreams(fleet.api, streamCount, tokens);
   // Ten minutes of decoding: some bookings are there for as long as the test looks.
   const lasting = openStreams(fleet.api, 8, 30_000);
-  await inFlight([...streams, ...lasting]);
+  await inFlight(lasting);
+  const streams = await streamsInFlight(fleet.api, streamCount, tokens);
   await kill(fleet.part("local 1"));
   const up = fleet.up();
   await until("it is started", () => fleet.part("local 1").facts !== undefined);

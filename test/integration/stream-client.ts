@@ -5,6 +5,9 @@ import { patienceMs, until } from "./processes.ts";
 
 export const model = "mock-model";
 
+/** What a stream has to have brought to count as running. */
+const tokensMin = 10;
+
 export interface Prompt {
   readonly prompt: readonly number[];
   readonly tokens: number;
@@ -72,15 +75,49 @@ export function promptOf(number: number, tokens: number, promptTokens = 150): Pr
   return { prompt, tokens, seed: 1000 + number };
 }
 
-/** Resolves when all of them run and have some tokens, and none has ended. */
-export async function inFlight(streams: readonly Stream[], tokensMin = 10): Promise<void> {
-  const started = ({ tokens, outcome }: Stream): boolean =>
-    tokens >= tokensMin || outcome !== undefined;
-  const state = (): string => streams.map(({ tokens, outcome }) => outcome ?? tokens).join(", ");
-  await until("all streams run", () => streams.every(started), state);
-  const over = streams.filter(({ outcome }) => outcome !== undefined);
-  if (over.length > 0) throw new Error(`${over.length} streams ended too early: ${state()}`);
+/** How often streams that ended before the last of them ran are opened anew. */
+const lengtheningsMax = 3;
+
+/**
+ * As `openStreams`, once all of them run at the same time. Where the first end before the last has
+ * begun, all are opened anew with twice the tokens: a busy machine takes its time over the opening.
+ */
+export async function streamsInFlight(
+  api: string,
+  count: number,
+  tokens: number,
+): Promise<Stream[]> {
+  for (let lengthening = 0; lengthening < lengtheningsMax; lengthening++) {
+    const streams = openStreams(api, count, tokens << lengthening);
+    if (await haveBegun(streams)) return streams;
+    const outcomes = await outcomesOf(streams);
+    if (outcomes["exact"] !== count) throw new Error(JSON.stringify(outcomes));
+  }
+  const streams = openStreams(api, count, tokens << lengtheningsMax);
+  await inFlight(streams);
+  return streams;
 }
+
+/** Resolves when all of them run and have some tokens, and none has ended. */
+export async function inFlight(streams: readonly Stream[]): Promise<void> {
+  if (await haveBegun(streams)) return;
+  throw new Error(`streams ended too early: ${stateOf(streams)}`);
+}
+
+/** Waits until each has some tokens or has ended; true when none has ended. */
+async function haveBegun(streams: readonly Stream[]): Promise<boolean> {
+  const begun = ({ tokens, outcome }: Stream): boolean =>
+    tokens >= tokensMin || outcome !== undefined;
+  await until(
+    "all streams run",
+    () => streams.every(begun),
+    () => stateOf(streams),
+  );
+  return streams.every(({ outcome }) => outcome === undefined);
+}
+
+const stateOf = (streams: readonly Stream[]): string =>
+  streams.map(({ tokens, outcome }) => outcome ?? tokens).join(", ");
 
 /** How the streams ended, each outcome with its count: `{ exact: 24 }`. */
 export async function outcomesOf(

@@ -4,6 +4,7 @@ import { once } from "node:events";
 import { fileURLToPath } from "node:url";
 import { realClock, sleep } from "../../src/base/clock.ts";
 import { compiledMain } from "./compiled.ts";
+import { patienceMs } from "./processes.ts";
 
 const root = fileURLToPath(new URL("../../", import.meta.url));
 const pollMs = 25;
@@ -12,8 +13,8 @@ export interface TiergridProcess {
   readonly child: ChildProcess;
   readonly stdout: () => string;
   readonly stderr: () => string;
-  /** Resolves with the first match in stderr; rejects with all of it after `withinMs`. */
-  says(pattern: RegExp, withinMs?: number): Promise<RegExpExecArray>;
+  /** Resolves with the first match in stderr; rejects with all of it after `patienceMs`. */
+  says(pattern: RegExp): Promise<RegExpExecArray>;
   /** Resolves with the exit code. */
   ended(): Promise<number | null>;
   /** Sends SIGTERM; resolves with the exit code. */
@@ -43,8 +44,8 @@ export function tiergrid(
     stdout: () => stdout,
     stderr: () => stderr,
     ended: () => closed,
-    says: async (pattern, withinMs = 15_000) => {
-      const untilMs = realClock.nowMs() + withinMs;
+    says: async (pattern) => {
+      const untilMs = realClock.nowMs() + patienceMs;
       for (;;) {
         const found = pattern.exec(stderr);
         if (found) return found;

@@ -25,9 +25,12 @@ export interface BusUnderTest {
 const bytes = (text: string): Uint8Array => new TextEncoder().encode(text);
 const text = (message: BusMessage): string => new TextDecoder().decode(message.payload);
 
+/** A minute or more; what is waited for takes milliseconds where nothing else has the cores. */
+const turnsMax = 60_000;
+
 /** Waits for `done` by turns of the event loop; fails the test when it never comes. */
 export async function until(done: () => boolean): Promise<void> {
-  for (let turn = 0; turn < 4000 && !done(); turn++) {
+  for (let turn = 0; turn < turnsMax && !done(); turn++) {
     await new Promise((resolve) => setTimeout(resolve, 1));
   }
   expect(done()).toBe(true);

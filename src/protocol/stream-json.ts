@@ -96,7 +96,7 @@ function frameToJson(rid: string, frame: StreamFrame): JsonObject {
 function frameFromJson(type: string, attempt: number, json: JsonObject): StreamFrame | undefined {
   switch (type) {
     case "tokens":
-      return { type, attempt, first: countOf(json, "first"), output: outputFromJson(json) };
+      return { type, attempt, first: countOf(json, "first"), output: tokensOutput(json) };
     case "accepted":
       return acceptedFrame(attempt, json);
     case "heartbeat":
@@ -203,11 +203,25 @@ function outputToJson(output: EngineOutput): JsonObject {
 }
 
 function outputFromJson(json: JsonObject): EngineOutput {
+  return outputFromExtras(tokenIdsOf(json), json);
+}
+
+/** type, rid, attempt, first and token_ids: a tokens frame without them is none. */
+const plainTokensFields = 5;
+
+/** Output of a tokens frame whose other fields were read; most have none beyond. */
+function tokensOutput(json: JsonObject): EngineOutput {
+  const tokenIds = tokenIdsOf(json);
+  const plain = Object.keys(json).length === plainTokensFields;
+  return plain ? { tokenIds } : outputFromExtras(tokenIds, json);
+}
+
+function tokenIdsOf(json: JsonObject): readonly number[] {
   const tokenIds = json["token_ids"];
   if (!Array.isArray(tokenIds) || !tokenIds.every(isU32)) {
     fail("token_ids is an array of integers in [0, 4294967295]", tokenIds);
   }
-  return outputFromExtras(tokenIds, json);
+  return tokenIds;
 }
 
 function usageOf(value: unknown): CompletionUsage {

@@ -7,6 +7,7 @@ const width = 640;
 const height = 340;
 const margin = { left: 48, right: 150, top: 12, bottom: 36 } as const;
 const ticks = 5;
+const legendRow = 17;
 
 interface Series {
   readonly name: string;
@@ -77,11 +78,9 @@ export function lineChart(
     yMin: 0.5,
   };
   const dashes = goal === undefined ? "" : goalLine(box, goal);
-  return figure(
-    caption,
-    `${axes(box)}${dashes}${series.map((each) => line(box, each)).join("")}
-${legend(series)}`,
-  );
+  const lines = series.map((each) => line(box, each)).join("");
+  const tall = Math.max(height, margin.top + series.length * legendRow);
+  return figure(caption, `${axes(box)}${dashes}${lines}\n${legend(series)}`, tall);
 }
 
 function axes(box: Box): string {
@@ -118,7 +117,7 @@ function legend(series: readonly Series[]): string {
   const left = width - margin.right + 10;
   return series
     .map(({ name, colour }, place) => {
-      const y = margin.top + 8 + place * 17;
+      const y = margin.top + 8 + place * legendRow;
       return `<line x1="${left}" x2="${left + 16}" y1="${y}" y2="${y}" stroke="${colour}"
  stroke-width="3"/><text x="${left + 21}" y="${y + 4}">${escaped(name)}</text>`;
     })

@@ -42,6 +42,8 @@ function deadlineShare(policy: PolicyName, profile?: PerfModel): number {
 it("carries what the true profile would, from one that is wrong", () => {
   const blocks = deadlineShare("blocks");
   const known = deadlineShare("latency");
+  // Learning what the profile says already loses little.
+  expect(known).toBeGreaterThan(deadlineShare("latency-profile") - 0.012);
   const profiles = {
     polynomial: readPerfModel("polynomial"),
     "twice as fast": readPerfModel({ ...truth, speedup_ratio: 2 }),
@@ -49,7 +51,7 @@ it("carries what the true profile would, from one that is wrong", () => {
   };
   for (const [name, profile] of Object.entries(profiles)) {
     const found = deadlineShare("latency", profile);
-    expect(found, name).toBeGreaterThan(blocks + 0.05);
-    expect(found, name).toBeGreaterThan(known - 0.05);
+    expect(found, name).toBeGreaterThan(blocks + 0.1);
+    expect(found, name).toBeGreaterThan(known - 0.02);
   }
 });

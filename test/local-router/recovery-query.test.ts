@@ -33,7 +33,7 @@ function rig() {
         published.push(payload.length);
         if (!faults.loses(published.length)) workerBus.publish(subject, payload);
       },
-      maxPayloadBytes: workerBus.maxPayloadBytes,
+      maxPayloadBytes: 200 * 1024,
     } as typeof workerBus,
     ...{ clock, random, chain: blockHasher.chain, namespace: "pool", inst: "17", epoch: "aa" },
     card: { dpStart: 0, dpSize: 1 },

@@ -4,10 +4,10 @@
  *   P = a + b * tokens / 10^3 + c * attention / 10^6 + w * bend      ms of one prefill pass
  *   D = d0 + d1 * K / C + d2 * n + w * bend                          ms of one decode step
  *
- * `bend` is what the profile has beyond such a line (`latency-fit.ts`): 0 where it is one. A shape is
- * what engines of one kind share (model, engine, GPU layout); its workers differ little, so a worker
- * whose observations say nothing else follows its shape. Until the shape has seen one the profile
- * itself answers, and again for a worker whose predictions are worse than useless.
+ * `bend` is what the profile has beyond such a line (`latency-fit.ts`): 0 where it is one. A shape
+ * is what engines of one kind share (model, engine, GPU layout); its workers differ little, so a
+ * worker whose observations say nothing else follows its shape. Until the shape has seen one the
+ * profile itself answers, and again for a worker whose predictions are worse than useless.
  */
 import {
   type Coefficients,

@@ -154,7 +154,7 @@ function collectAtScrape(
   });
 }
 
-/** Units: ms per pass, 10^3 tokens, 10^6 token^2; per step, KV memory, sequence; share of the bend. */
+/** Units: ms per pass, 10^3 tokens, 10^6 token^2; step, KV memory, sequence; share of the bend. */
 const coefficientNames = [
   "prefill_pass",
   "prefill_kilotoken",

@@ -119,7 +119,15 @@ it("serves at once after a restart, and soon knows all blocks and bookings", asy
   await agree("all blocks are known", (one) => one.sum("tiergrid_index_blocks") >= cachedBlocks);
   // Ten minutes of decoding: some bookings are there for as long as the test looks.
   const lasting = openStreams(fleet.api, 8, 30_000);
-  await inFlight(lasting);
+  await until("some of them are booked by the router that stays", async () => {
+    await inFlight(lasting);
+    const staying = await fleet.metricsOf("local");
+    if (staying.sum("tiergrid_bookings_active") > 0) return true;
+    // A router that was late once gets nothing for 5 s.
+    lasting.push(openStream(fleet.api, promptOf(lasting.length, 30_000)));
+    await sleep(realClock, 500);
+    return false;
+  });
   const streams = await streamsInFlight(fleet.api, streamCount, tokens);
   await kill(fleet.part("local 1"));
   const up = fleet.up();

@@ -35,9 +35,11 @@ it("finds instances on a real server, keeps them over its restart and hears a go
   await server.restart();
   await until(() => gate.open && far.state === "connected");
   first.goodbye();
-  await until(() => changes.length === 3);
-  expect(changes.toSorted()).toEqual(["gone 1", "up 1", "up 2"]);
-  expect(table.isUsable("2")).toBe(true);
+  await until(() => changes.includes("gone 1"));
+  // A slow restart may make them suspect for a while; neither leaves but by its goodbye.
+  const lasting = changes.filter((change) => !/^(suspect|changed) /.test(change));
+  expect(lasting.toSorted()).toEqual(["gone 1", "up 1", "up 2"]);
+  await until(() => table.isUsable("2"));
   expect(table.counts.malformed).toBe(0);
   second.stop();
   late.stop();

@@ -14,6 +14,8 @@ import { kill, type Part, type RunningProcess, startProcess, until } from "./pro
 
 const blockSize = 4;
 const promptTokens = 64;
+/** Before a refused prompt is followed by another. */
+const refusedPauseMs = 500;
 const served = ["--endpoint", "pool.backend.generate"];
 const sized = ["--router-block-size", String(blockSize)];
 const durable = ["--router-durable-kv-events", "--router-snapshot-threshold", "2"];
@@ -56,24 +58,34 @@ async function ready(process: RunningProcess): Promise<void> {
   await until(`${process.name} is ready`, isReady, process.stderr);
 }
 
-/** Lets `count` new prompts be answered by whoever serves `component`. */
+/** Lets `count` new prompts be answered by whoever serves `component`; a refused one is asked anew. */
 async function generate(component: string, count: number): Promise<void> {
   const endpoint = { namespace: "pool", component, endpoint: "generate" };
   let ended = 0;
+  const refusals: string[] = [];
   const inbox = `${bus.inboxPrefix}.d${prompts}`;
-  const frames = bus.subscribe(inbox, ({ payload }) => {
-    const { type } = JSON.parse(new TextDecoder().decode(payload)) as { type: string };
-    if (type === "error") throw new Error("a request failed");
-    if (type === "end") ended++;
-  });
-  for (let left = count; left > 0; left--) {
+  const ask = (): void => {
     const first = 1 + promptTokens * prompts++;
     const token_ids = Array.from({ length: promptTokens }, (_, at) => first + at);
     const body = { model: "mock-model", token_ids, stop_conditions: { max_tokens: 8 } };
     const payload = new TextEncoder().encode(JSON.stringify(body));
     bus.publish(endpointSubject(endpoint), payload, { reply: inbox });
-  }
-  await until(`${count} answers of ${component} end`, () => ended === count);
+  };
+  const frames = bus.subscribe(inbox, ({ payload }) => {
+    const text = new TextDecoder().decode(payload);
+    const { type } = JSON.parse(text) as { type: string };
+    if (type === "end") ended++;
+    if (type !== "error") return;
+    refusals.push(text);
+    realClock.after(refusedPauseMs, ask);
+  });
+  for (let left = count; left > 0; left--) ask();
+  const all = `${count} answers of ${component} end`;
+  await until(
+    all,
+    () => ended === count,
+    () => `${ended} ended; ${refusals.join("\n")}`,
+  );
   frames.unsubscribe();
 }
 

@@ -198,7 +198,8 @@ it("goes on from the chosen pool by its own retry and spill order", async () => 
 it("refuses what no pool can meet, with the best there is and the time its queue needs", async () => {
   const rig = await liveRig({ live: { refuse: true } });
   rig.fast.quote = { ttft: 1100, itl: 20, queue: 900 };
-  rig.middle.quote = { ttft: 2000, itl: 15, queue: 1900 };
+  // The cheapest of the late ones would be chosen; the shortest queue says when to come back.
+  rig.middle.quote = { ttft: 2000, itl: 15, queue: 1900, gpuMs: 1 };
   rig.slow.quote = { ttft: 3000, itl: 30 };
   const refused = await rig.ask(rig.request(lax));
   expect(refused).toMatchObject({

@@ -8,12 +8,13 @@
  * file names none of them, left out. Everything wrong is reported at once.
  */
 import { TiergridError } from "../base/errors.ts";
-import { didYouMean } from "../base/nearest-name.ts";
 import {
   type ConfigFault,
+  checkKeys,
   childPointer,
   describeValue,
   formatFault,
+  type ReportFault,
 } from "../config/config-fault.ts";
 import type { PoolConfig, RolePools } from "../config/pool-config.ts";
 import { type FileObject, isFileObject } from "../config/pool-config-keys.ts";
@@ -23,15 +24,14 @@ import { type PoolEngines, replayedEngine } from "../sim/replay/replay-cells.ts"
 const replayedWorkersMax = 1024;
 const entryKeys = ["workers", "engine"];
 
-type Report = (pointer: string, reason: string, message: string) => void;
-
 /** Engines by role, in the order of the pools; throws `config_invalid` with one fault per line. */
 export function readGridEngines(
   value: unknown,
   { roles }: PoolConfig,
 ): ReadonlyMap<Role, readonly PoolEngines[]> {
   const faults: ConfigFault[] = [];
-  const report: Report = (pointer, reason, message) => faults.push({ pointer, reason, message });
+  const report: ReportFault = (pointer, reason, message) =>
+    faults.push({ pointer, reason, message });
   const file = isFileObject(value) ? value : {};
   if (file !== value) {
     report(
@@ -59,7 +59,7 @@ export function readGridEngines(
 function poolsOf(
   { role, pools }: Pick<RolePools, "role" | "pools">,
   file: FileObject,
-  report: Report,
+  report: ReportFault,
 ): PoolEngines[] {
   return pools.flatMap(({ namespace }) => {
     const pointer = childPointer("", namespace);
@@ -76,7 +76,7 @@ function poolsOf(
   });
 }
 
-function workersOf(value: unknown, pointer: string, report: Report): number {
+function workersOf(value: unknown, pointer: string, report: ReportFault): number {
   if (Number.isInteger(value)) {
     const workers = value as number;
     if (workers >= 1 && workers <= replayedWorkersMax) return workers;
@@ -90,7 +90,7 @@ function engineOf(
   role: Role,
   value: unknown,
   pointer: string,
-  report: Report,
+  report: ReportFault,
 ): PoolEngines["engine"] | undefined {
   if (!isFileObject(value)) {
     const got = describeValue(value);
@@ -108,19 +108,5 @@ function engineOf(
       report(childPointer(pointer, option), "not-allowed", words.join(": "));
     }
     return undefined;
-  }
-}
-
-/** Keys that start with `_` are comments, as in pool configs. */
-function checkKeys(
-  object: FileObject,
-  pointer: string,
-  known: readonly string[],
-  report: Report,
-): void {
-  for (const key of Object.keys(object)) {
-    if (known.includes(key) || key.startsWith("_")) continue;
-    const message = `unknown key ${JSON.stringify(key)}${didYouMean(key, known)}`;
-    report(childPointer(pointer, key), "unknown-key", message);
   }
 }

@@ -1,4 +1,5 @@
 /** One thing wrong with a config: where it is and what was expected. */
+import { didYouMean } from "../base/nearest-name.ts";
 
 export interface ConfigFault {
   /** RFC 6901 JSON Pointer to the key as written, or to the place of a missing one; "" = file. */
@@ -8,12 +9,28 @@ export interface ConfigFault {
   readonly message: string;
 }
 
+export type ReportFault = (pointer: string, reason: string, message: string) => void;
+
 /** Values longer than this are cut in a message. */
 const shownCharsMax = 60;
 
 /** Pointer of `key` below `parent`. */
 export function childPointer(parent: string, key: string | number): string {
   return `${parent}/${String(key).replaceAll("~", "~0").replaceAll("/", "~1")}`;
+}
+
+/** Reports unknown keys; those that start with `_`, and `$schema`, are comments. */
+export function checkKeys(
+  object: Readonly<Record<string, unknown>>,
+  pointer: string,
+  known: readonly string[],
+  report: ReportFault,
+): void {
+  for (const key of Object.keys(object)) {
+    if (known.includes(key) || key.startsWith("_") || key === "$schema") continue;
+    const message = `unknown key ${JSON.stringify(key)}${didYouMean(key, known)}`;
+    report(childPointer(pointer, key), "unknown-key", message);
+  }
 }
 
 /** Sorted by pointer, then reason, in code units: the same faults always print the same. */

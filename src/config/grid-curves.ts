@@ -14,7 +14,14 @@ import { TiergridError } from "../base/errors.ts";
 import { didYouMean } from "../base/nearest-name.ts";
 import type { Curve, DesignLengths, PoolCurves } from "../core/grid-builder.ts";
 import type { Role } from "../core/sla-grid.ts";
-import { type ConfigFault, childPointer, describeValue, formatFault } from "./config-fault.ts";
+import {
+  type ConfigFault,
+  checkKeys,
+  childPointer,
+  describeValue,
+  formatFault,
+  type ReportFault,
+} from "./config-fault.ts";
 import { formatOfPath, parseConfigText, readConfigText } from "./config-text.ts";
 import type { Pool, PoolConfig } from "./pool-config.ts";
 import { type FileObject, isFileObject } from "./pool-config-keys.ts";
@@ -27,8 +34,6 @@ export interface GridCurves {
 export type CurvesResult =
   | { readonly ok: true; readonly curves: GridCurves }
   | { readonly ok: false; readonly faults: readonly ConfigFault[] };
-
-type Report = (pointer: string, reason: string, message: string) => void;
 
 const latenciesOf = {
   prefill: ["ttft"],
@@ -55,7 +60,8 @@ export async function loadGridCurves(path: string, config: PoolConfig): Promise<
 /** Curves of every role of `config`, in the order of its pools. */
 export function readGridCurves(value: unknown, config: PoolConfig): CurvesResult {
   const faults: ConfigFault[] = [];
-  const report: Report = (pointer, reason, message) => faults.push({ pointer, reason, message });
+  const report: ReportFault = (pointer, reason, message) =>
+    faults.push({ pointer, reason, message });
   if (!isFileObject(value)) {
     report("", "not-an-object", `curves are one object, got ${describeValue(value)}`);
     return { ok: false, faults };
@@ -92,7 +98,7 @@ function entriesOf(
   value: unknown,
   pointer: string,
   namespaces: readonly string[],
-  report: Report,
+  report: ReportFault,
 ): Map<string, Entry> {
   const entries = new Map<string, Entry>();
   if (!Array.isArray(value)) {
@@ -121,7 +127,7 @@ function entriesOf(
   return entries;
 }
 
-function costOf(row: Entry | undefined, pool: Pool | undefined, report: Report): number {
+function costOf(row: Entry | undefined, pool: Pool | undefined, report: ReportFault): number {
   if (!row) return 0;
   const known = Object.hasOwn(row.entry, "cost") || !pool ? undefined : workerCost(pool);
   return known ?? numberOf(row.entry["cost"], `${row.pointer}/cost`, report);
@@ -132,7 +138,7 @@ export function workerCost({ costPerSecond, gpus }: Pool): number | undefined {
   return costPerSecond === undefined ? undefined : costPerSecond * (gpus ?? 1);
 }
 
-function curveOf({ pointer, entry }: Entry, latency: "ttft" | "itl", report: Report): Curve {
+function curveOf({ pointer, entry }: Entry, latency: "ttft" | "itl", report: ReportFault): Curve {
   const at = `${pointer}/${latency}`;
   const curve = entry[latency];
   if (!isFileObject(curve)) {
@@ -156,7 +162,7 @@ function curveOf({ pointer, entry }: Entry, latency: "ttft" | "itl", report: Rep
   return noCurve;
 }
 
-function pointsOf(value: unknown, pointer: string, report: Report): [number, number][] {
+function pointsOf(value: unknown, pointer: string, report: ReportFault): [number, number][] {
   if (!Array.isArray(value) || value.length === 0) {
     report(pointer, "wrong-type", `expected [tokens, ms] pairs, got ${describeValue(value)}`);
     return [[0, 0]];
@@ -178,7 +184,7 @@ function pointsOf(value: unknown, pointer: string, report: Report): [number, num
   });
 }
 
-function designOf(file: FileObject, report: Report): DesignLengths | undefined {
+function designOf(file: FileObject, report: ReportFault): DesignLengths | undefined {
   if (!designKeys.some((key) => Object.hasOwn(file, key))) return undefined;
   const [islTokens = 0, contextTokens = 0] = designKeys.map((key) =>
     numberOf(file[key], `/${key}`, report),
@@ -187,23 +193,9 @@ function designOf(file: FileObject, report: Report): DesignLengths | undefined {
 }
 
 /** A finite number of at least 0; anything else is reported and counts as 0. */
-function numberOf(value: unknown, pointer: string, report: Report): number {
+function numberOf(value: unknown, pointer: string, report: ReportFault): number {
   if (typeof value === "number" && value >= 0 && Number.isFinite(value)) return value;
   const reason = typeof value === "number" ? "not-allowed" : "wrong-type";
   report(pointer, reason, `expected a finite number >= 0, got ${describeValue(value)}`);
   return 0;
-}
-
-/** Keys that start with `_`, and `$schema`, are comments, as in pool configs. */
-function checkKeys(
-  object: FileObject,
-  pointer: string,
-  known: readonly string[],
-  report: Report,
-): void {
-  for (const key of Object.keys(object)) {
-    if (known.includes(key) || key.startsWith("_") || key === "$schema") continue;
-    const message = `unknown key ${JSON.stringify(key)}${didYouMean(key, known)}`;
-    report(childPointer(pointer, key), "unknown-key", message);
-  }
 }

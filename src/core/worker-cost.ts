@@ -73,7 +73,7 @@ export interface CostMode {
    * allocation per candidate.
    */
   price(input: CostInput, candidates: Int32Array, count: number, costs: Float64Array): number;
-  /** The terms behind those costs, in the same order. */
+  /** The terms behind the costs of the last `price`, which was asked for the same input. */
   terms(input: CostInput, candidates: Int32Array, count: number): readonly CostTerms[];
 }
 

@@ -1,4 +1,5 @@
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { execFileSync } from "node:child_process";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -6,8 +7,9 @@ import { afterEach, beforeEach, expect, it } from "vitest";
 import { realClock } from "../../src/base/clock.ts";
 import { mockToken, readableMockTokenRange } from "../../src/protocol/mock-tokens.ts";
 import { startNatsServer } from "../../src/runtime/nats-server.ts";
+import { compiledMain } from "./compiled.ts";
 import { natsBinary } from "./nats-fixture.ts";
-import { until } from "./processes.ts";
+import { root, until } from "./processes.ts";
 import { type TiergridProcess, tiergrid } from "./tiergrid-process.ts";
 
 const poolConfig = {
@@ -143,4 +145,11 @@ it("prints everything that is wrong and exits 2", async () => {
   const path = start("local --endpoint only.backend", port);
   expect(await path.ended()).toBe(2);
   expect(path.stderr()).toContain("namespace.component.endpoint");
+});
+
+it("is a program of its own once the package is prepared, as npx needs it", async () => {
+  const { bin, scripts } = JSON.parse(await readFile(join(root, "package.json"), "utf8"));
+  expect(scripts).toMatchObject({ prepare: "npm run -s build" });
+  expect(join(root, bin.tiergrid)).toBe(compiledMain);
+  expect(execFileSync(compiledMain, ["--help"], { encoding: "utf8" })).toContain("tiergrid global");
 });

@@ -23,7 +23,7 @@ import {
 } from "./busy-period.ts";
 import { grownFloat64, grownInt32 } from "./column.ts";
 import { type ShapeLatency, WorkerLatency } from "./latency-model.ts";
-import { LiveBlocks } from "./live-blocks.ts";
+import { emptyHold, type Hold, LiveBlocks } from "./live-blocks.ts";
 import type { LoadColumns } from "./worker-cost.ts";
 import type { LoadObserver } from "./worker-load.ts";
 
@@ -62,7 +62,7 @@ interface LatencyRequest {
   readonly cachedTokens: number;
   readonly dispatchedMs: number;
   /** Its blocks while it is queued. */
-  sequence: Uint32Array;
+  hold: Hold;
   queued: boolean;
   older: LatencyRequest | undefined;
   younger: LatencyRequest | undefined;
@@ -80,7 +80,6 @@ const outputTokensUnknown = 340;
 const answersRemembered = 1000;
 const blocksMaxDefault = 1 << 22;
 const holdersAtStart = 64;
-const noBlocks = new Uint32Array(0);
 
 export class LatencyBook {
   pendingTokens: Float64Array = new Float64Array(holdersAtStart);
@@ -184,7 +183,7 @@ export class LatencyBook {
       uncachedTokens,
       cachedTokens,
       dispatchedMs: nowMs,
-      sequence: noBlocks,
+      hold: emptyHold,
       queued: uncachedTokens > 0,
       older: undefined,
       younger: undefined,
@@ -297,8 +296,7 @@ export class LatencyBook {
     this.pendingAttention[slot]! += u * (c + u / 2);
     this.#quietSinceMs[slot] = Number.POSITIVE_INFINITY;
     if (!this.#pendingBlocks.hasRoom(sequence.length >> 1)) return;
-    request.sequence = sequence.slice();
-    this.#pendingBlocks.acquire(request.sequence, slot);
+    request.hold = this.#pendingBlocks.acquire(sequence, slot);
   }
 
   #dequeue(request: LatencyRequest, nowMs: number): void {
@@ -309,8 +307,8 @@ export class LatencyBook {
     else this.#youngest[slot] = older;
     this.pendingTokens[slot]! -= u;
     this.pendingAttention[slot]! -= u * (c + u / 2);
-    this.#pendingBlocks.release(request.sequence, slot);
-    request.sequence = noBlocks;
+    this.#pendingBlocks.release(request.hold, slot);
+    request.hold = emptyHold;
     request.queued = false;
     request.older = undefined;
     request.younger = undefined;
@@ -356,5 +354,7 @@ export function latencyObserver(book: LatencyBook): LoadObserver {
     freed: (key, nowMs) => book.finished(key, nowMs),
   };
 }
+
+const noBlocks = new Uint32Array(0);
 
 function ignore(): void {}

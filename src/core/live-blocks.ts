@@ -1,49 +1,47 @@
 /**
  * Blocks that running requests hold, and on which holder slots, with references and weights.
  *
- *   table (LaneTable)             uses
- *   sequence hash -> use id  ──▶  1  { blocks: 128, records: [ 0, 2, 1,   3, 1, 1,   9, 5, 0.5 ] }
- *                                 2  { blocks: 122, records: [ 3, 1, 1 ] }
- *                                                              slot, references, weight
+ *   prompts on slots 0 and 3      runs                        records: slot, references, weight
+ *   0  a b c d e                  a b c ─┬─ d e               0 2 1   3 1 1  │ d e  0 1 1
+ *   0  a b c x y z                       └─ x y z                            │ x y z  0 1 1   3 1 1
+ *   3  a b c x y z
  *
- * Blocks that the same requests hold share one use, so a prompt is a few stretches of equal ids. A
- * use knows its blocks in the order a prompt has them: where a prompt goes on like that, nothing is
- * probed, and a change of all its blocks is one change of its records. Else a change costs one
- * probe per block and moves blocks to another use.
+ * A run is blocks that the same requests hold, and follows the one run that all of them hold before
+ * it. `starts` finds a run by its first hash, the rest is compared: a prompt costs one probe per run,
+ * whatever its length. A hold is the last run of a prompt, so what it gives back is what it took.
  *
- * Invariants: records ascend by slot, with references >= 1; `blocks` table slots have the id of a
- * use; a use without blocks is gone; id 0 is the use of absent blocks. `hashes` are exactly the
- * blocks of the use, or empty. Neighbours that become equal again become one again. Any list of
- * hashes will do, chained or not, with repeats or without.
+ * Hashes are chained: a hash has the same hashes before it in every list, and then these are the
+ * counts of its blocks one by one. In other lists a block may count more than once, and a prompt has
+ * several holds, where it goes on with the start of another.
+ *
+ * Invariants: every hash of a run has the same holds; records ascend by slot, with references >= 1,
+ * which are those of the runs that follow and of the holds that end here; a run without records is
+ * gone; a run and the only one that follows it differ in their records, else they are one.
  */
 import type { Random } from "../base/random.ts";
 import { LaneTable } from "./lane-table.ts";
 
-interface Use {
+interface Run {
   readonly id: number;
-  records: Records;
-  blocks: number;
-  /** Its blocks as interleaved lanes, in the order a prompt has them; empty = not known. */
+  /** Interleaved lanes, never changed in place. */
   hashes: Uint32Array;
-  // Where the call `movedBy` moves blocks of this use.
-  movedTo: Use | undefined;
-  movedBy: number;
-  /** The last call that moved blocks here. */
-  filledBy: number;
+  records: number[];
+  before: Run;
+  /** One of the runs that follow; its neighbours are the others. */
+  follower: Run | undefined;
+  next: Run | undefined;
+  previous: Run | undefined;
 }
 
-type Records = readonly number[];
-
-/** Records after a change of one slot; the same array when nothing changes. */
-type Step = (records: Records, slot: number, weight: number) => Records;
-
-type Change = (records: Records) => Records;
+/** What one `acquire` took. Opaque, and void after its `release`. */
+export type Hold = readonly Run[];
 
 /** Told that `blocks` blocks of `slot` weigh `after` instead of `before`; 0 = not live. */
 export type WeightChange = (slot: number, blocks: number, before: number, after: number) => void;
 
-const unknown = new Uint32Array(0);
-const slotsAtStart = 1024;
+export const emptyHold: Hold = [];
+const noHashes = new Uint32Array(0);
+const startsAtStart = 64;
 const width = 3;
 
 export class LiveBlocks {
@@ -51,24 +49,24 @@ export class LiveBlocks {
   size = 0;
 
   readonly #pairsMax: number;
-  readonly #table: LaneTable;
+  readonly #starts: LaneTable;
   readonly #onWeight: WeightChange;
-  readonly #uses: (Use | undefined)[] = [];
+  readonly #runs: (Run | undefined)[] = [];
   readonly #freeIds: number[] = [];
-  readonly #absent: Use;
-  #calls = 0;
+  /** Before the first run of every prompt. */
+  readonly #root: Run;
 
   /** Holds at most `pairsMax` (hash, slot) pairs. */
   constructor(pairsMax: number, random: Random, onWeight: WeightChange) {
     this.#pairsMax = pairsMax;
-    this.#table = new LaneTable(3, slotsAtStart, random);
+    this.#starts = new LaneTable(3, startsAtStart, random);
     this.#onWeight = onWeight;
-    this.#absent = this.#newUse([]);
+    this.#root = rootRun();
+    this.#runs.push(this.#root);
   }
 
-  /** Uses with blocks. */
-  get useCount(): number {
-    return this.#uses.length - this.#freeIds.length - 1;
+  get runCount(): number {
+    return this.#runs.length - this.#freeIds.length - 1;
   }
 
   /** True when `count` more pairs fit. */
@@ -77,150 +75,198 @@ export class LiveBlocks {
   }
 
   /** Takes a reference to every block of `sequence` (interleaved lanes); new ones weigh 1. */
-  acquire(sequence: Uint32Array, slot: number): void {
-    this.#table.reserve(sequence.length >> 1);
-    this.#change(sequence, slot, acquired, 1);
+  acquire(sequence: Uint32Array, slot: number): Hold {
+    const hold: Run[] = [];
+    let last = this.#root;
+    for (let word = 0; word < sequence.length; word += last.hashes.length) {
+      const found = this.#following(last, sequence, word);
+      let run: Run;
+      if (found) {
+        const words = commonWords(sequence, word, found.hashes);
+        run = words < found.hashes.length ? this.#split(found, words) : found;
+      } else run = this.#newRun(last, sequence.slice(word), []);
+      if (run.before !== last) hold.push(last);
+      this.#take(run, slot);
+      last = run;
+    }
+    if (last !== this.#root) hold.push(last);
+    return hold;
   }
 
-  /** Gives back one reference to every block of `sequence`. */
-  release(sequence: Uint32Array, slot: number): void {
-    this.#change(sequence, slot, released, 0);
+  /** Gives back the references that `acquire` took on the slot. */
+  release(hold: Hold, slot: number): void {
+    for (const last of hold) {
+      for (let run = last; run !== this.#root; run = run.before) this.#giveBack(run, slot);
+    }
   }
 
-  /** Gives `weight` to the blocks of `sequence` that have one reference on the slot. */
-  reweigh(sequence: Uint32Array, slot: number, weight: number): void {
-    this.#change(sequence, slot, reweighed, weight);
+  /** Gives `weight` to the blocks that only this hold has on the slot. */
+  reweigh(hold: Hold, slot: number, weight: number): void {
+    for (const last of hold) {
+      for (let run = last; run !== this.#root; run = run.before) {
+        const { records } = run;
+        const at = placeOf(records, slot);
+        // Runs before this one have as many references, or more.
+        if (records[at + 1] !== 1) break;
+        const before = records[at + 2]!;
+        if (before === weight) continue;
+        records[at + 2] = weight;
+        this.#onWeight(slot, run.hashes.length >> 1, before, weight);
+        this.#join(run);
+      }
+    }
   }
 
   /** Writes into `shared[slot]` the length of the longest prefix of `sequence` live on that slot. */
   sharedPrefix(sequence: Uint32Array, shared: Int32Array): void {
     shared.fill(0);
-    const table = this.#table;
-    const blocks = sequence.length >> 1;
-    let stretch = 0;
-    let from = 0;
-    for (let block = 0; block < blocks; block++) {
-      const id = table.get(sequence[2 * block]! | 0, sequence[2 * block + 1]! | 0);
-      if (id === stretch && id !== 0) continue;
-      if (block > 0 && !extend(this.#uses[stretch]!.records, shared, from, block)) return;
-      if (id === 0) return;
-      stretch = id;
-      from = block;
-      block += Math.max(0, commonBlocks(sequence, block, this.#uses[id]!.hashes) - 1);
-    }
-    extend(this.#uses[stretch]!.records, shared, from, blocks);
-  }
-
-  /** Applies `step` to each block in order; blocks of one use move together, a stretch at a time. */
-  #change(sequence: Uint32Array, slot: number, step: Step, weight: number): void {
-    const table = this.#table;
-    const absent = this.#absent;
-    const changed: Change = (records) => step(records, slot, weight);
-    this.#calls++;
-    let use = absent;
-    let to = absent;
-    let isOpen = false;
-    let from = 0;
+    let last = this.#root;
     let word = 0;
-    for (; word + 1 < sequence.length; word += 2) {
-      const lo = sequence[word]! | 0;
-      const hi = sequence[word + 1]! | 0;
-      let at = table.find(lo, hi);
-      const id = at < 0 ? absent.id : table.words[at + 2]!;
-      if (!isOpen || id !== use.id) {
-        this.#endStretch(use, to, slot, sequence.subarray(from, word));
-        from = word;
-        use = this.#uses[id]!;
-        const isWhole =
-          id !== absent.id && commonBlocks(sequence, word >> 1, use.hashes) === use.blocks;
-        if (isWhole && this.#changeWhole(use, to, slot, changed)) {
-          to = use;
-          isOpen = false;
-          word += use.hashes.length - 2;
-          from = word + 2;
-          continue;
-        }
-        isOpen = true;
-        to = this.#targetOf(use, to, changed);
-      }
-      if (to === use) continue;
-      if (to === absent) table.removeAt(at);
-      else {
-        if (at < 0) at = table.insert(lo, hi);
-        table.words[at + 2] = to.id;
-      }
+    while (word < sequence.length) {
+      const run = this.#following(last, sequence, word);
+      if (!run) return;
+      const end = word + commonWords(sequence, word, run.hashes);
+      if (!extend(run.records, shared, word >> 1, end >> 1)) return;
+      if (end - word < run.hashes.length) return;
+      word = end;
+      last = run;
     }
-    this.#endStretch(use, to, slot, sequence.subarray(from, word));
   }
 
-  /** Changes all blocks of a use where they are; false when they have to move after all. */
-  #changeWhole(use: Use, before: Use, slot: number, changed: Change): boolean {
-    // Blocks that this call has still to move here have the records it has.
-    if (use.filledBy === this.#calls) return false;
-    const records = changed(use.records);
-    if (records === use.records) return true;
-    if (records.length === 0) return false;
-    if (before.blocks > 0 && isEqual(before.records, records)) return false;
-    this.#book(slot, use.blocks, use.records, records);
-    use.records = records;
-    use.movedTo = undefined;
-    return true;
-  }
-
-  /**
-   * Where blocks of `use` go: nowhere, to the use this call made for earlier ones, to that of the
-   * block before if it has the same records, or to a new one.
-   */
-  #targetOf(use: Use, before: Use, changed: Change): Use {
-    const known = use.movedBy === this.#calls ? use.movedTo : undefined;
-    // A repeated hash may have emptied it again.
-    if (known && known.blocks > 0) return known;
-    const records = changed(use.records);
-    if (records === use.records) return use;
-    if (records.length === 0) return this.#absent;
-    const joins = before.blocks > 0 && isEqual(before.records, records);
-    use.movedTo = joins ? before : this.#newUse(records);
-    use.movedBy = this.#calls;
-    return use.movedTo;
-  }
-
-  /** Books that the blocks `hashes` went from one use to another. */
-  #endStretch(use: Use, to: Use, slot: number, hashes: Uint32Array): void {
-    const moved = hashes.length >> 1;
-    if (moved === 0 || to === use) return;
-    this.#book(slot, moved, use.records, to.records);
-    if (to !== this.#absent) {
-      to.hashes = to.hashes.length === 2 * to.blocks ? joined(to.hashes, hashes) : unknown;
-      to.blocks += moved;
-      to.filledBy = this.#calls;
+  /** Hashes of all blocks of a hold, in order. */
+  sequenceOf(hold: Hold): Uint32Array {
+    const runs: Run[] = [];
+    for (const last of hold.toReversed()) {
+      for (let run = last; run !== this.#root; run = run.before) runs.push(run);
     }
-    if (use === this.#absent) return;
-    use.blocks -= moved;
-    use.hashes = without(use.hashes, hashes);
-    if (use.blocks > 0) return;
-    use.movedTo = undefined;
-    this.#uses[use.id] = undefined;
-    this.#freeIds.push(use.id);
+    const words = runs.reduce((sum, { hashes }) => sum + hashes.length, 0);
+    const sequence = new Uint32Array(words);
+    let at = 0;
+    for (const { hashes } of runs.toReversed()) {
+      sequence.set(hashes, at);
+      at += hashes.length;
+    }
+    return sequence;
   }
 
-  #book(slot: number, blocks: number, from: Records, to: Records): void {
-    const before = weightOf(from, slot);
-    const after = weightOf(to, slot);
-    if (before !== after) this.#onWeight(slot, blocks, before, after);
-    this.size += (blocks * (to.length - from.length)) / width;
+  /** The run by which a prompt goes on after `last`: one that follows it, or begins a prompt. */
+  #following(last: Run, sequence: Uint32Array, word: number): Run | undefined {
+    const id = this.#starts.get(sequence[word]! | 0, sequence[word + 1]! | 0);
+    if (id === 0) return undefined;
+    const run = this.#runs[id]!;
+    return run.before === last || run.before === this.#root ? run : undefined;
   }
 
-  #newUse(records: Records): Use {
-    const id = this.#freeIds.pop() ?? this.#uses.length;
-    const moves = { movedTo: undefined, movedBy: 0, filledBy: 0 };
-    const use: Use = { id, records, blocks: 0, hashes: unknown, ...moves };
-    this.#uses[id] = use;
-    return use;
+  #take(run: Run, slot: number): void {
+    const { records } = run;
+    const at = placeOf(records, slot);
+    if (records[at] === slot) {
+      records[at + 1]!++;
+      return;
+    }
+    const blocks = run.hashes.length >> 1;
+    records.splice(at, 0, slot, 1, 1);
+    this.#onWeight(slot, blocks, 0, 1);
+    this.size += blocks;
+  }
+
+  #giveBack(run: Run, slot: number): void {
+    const { records } = run;
+    const at = placeOf(records, slot);
+    if (records[at + 1]! > 1) records[at + 1]!--;
+    else {
+      const blocks = run.hashes.length >> 1;
+      this.#onWeight(slot, blocks, records[at + 2]!, 0);
+      this.size -= blocks;
+      records.splice(at, width);
+    }
+    if (records.length > 0) this.#join(run);
+    else this.#remove(run);
+  }
+
+  /** Puts the first `words` of a run into a run of their own, which it follows, and answers that. */
+  #split(run: Run, words: number): Run {
+    const { hashes, before } = run;
+    this.#dropStart(run);
+    detach(run);
+    const head = this.#newRun(before, part(hashes, 0, words), run.records.slice());
+    run.hashes = part(hashes, words, hashes.length);
+    attach(run, head);
+    this.#addStart(run);
+    return head;
+  }
+
+  /** Makes a run and the only one that follows it one, if they have the same records. */
+  #join(run: Run): void {
+    const { follower, before } = run;
+    if (!follower || follower.next || !isEqual(run.records, follower.records)) return;
+    // No hold ends at `run`: it would have a reference more.
+    this.#dropStart(follower);
+    this.#remove(run);
+    follower.hashes = joined(run.hashes, follower.hashes);
+    attach(follower, before);
+    this.#addStart(follower);
+  }
+
+  #newRun(before: Run, hashes: Uint32Array, records: number[]): Run {
+    const id = this.#freeIds.pop() ?? this.#runs.length;
+    const places = { follower: undefined, next: undefined, previous: undefined };
+    const run: Run = { id, hashes, records, before, ...places };
+    this.#runs[id] = run;
+    attach(run, before);
+    this.#addStart(run);
+    return run;
+  }
+
+  #remove(run: Run): void {
+    this.#dropStart(run);
+    detach(run);
+    this.#runs[run.id] = undefined;
+    this.#freeIds.push(run.id);
+  }
+
+  /** Without effect when another run has this start, which chained hashes never have. */
+  #addStart({ id, hashes }: Run): void {
+    const starts = this.#starts;
+    starts.reserve(1);
+    if (starts.find(hashes[0]! | 0, hashes[1]! | 0) >= 0) return;
+    starts.words[starts.insert(hashes[0]! | 0, hashes[1]! | 0) + 2] = id;
+  }
+
+  #dropStart({ id, hashes }: Run): void {
+    const at = this.#starts.find(hashes[0]! | 0, hashes[1]! | 0);
+    if (at >= 0 && this.#starts.words[at + 2] === id) this.#starts.removeAt(at);
   }
 }
 
+function rootRun(): Run {
+  const places = { follower: undefined, next: undefined, previous: undefined };
+  const root = { id: 0, hashes: noHashes, records: [], ...places } as Omit<Run, "before"> as Run;
+  root.before = root;
+  return root;
+}
+
+/** Lets `run` follow `before`. */
+function attach(run: Run, before: Run): void {
+  const { follower } = before;
+  run.before = before;
+  run.next = follower;
+  if (follower) follower.previous = run;
+  before.follower = run;
+}
+
+/** Takes `run` from those that follow the run before it. */
+function detach(run: Run): void {
+  const { before, next, previous } = run;
+  if (previous) previous.next = next;
+  else before.follower = next;
+  if (next) next.previous = previous;
+  run.next = undefined;
+  run.previous = undefined;
+}
+
 /** Slots with a live prefix of `from` blocks that are in `records` have one of `to`; any? */
-function extend(records: Records, shared: Int32Array, from: number, to: number): boolean {
+function extend(records: readonly number[], shared: Int32Array, from: number, to: number): boolean {
   let reached = false;
   for (let at = 0; at < records.length; at += width) {
     const slot = records[at]!;
@@ -231,64 +277,52 @@ function extend(records: Records, shared: Int32Array, from: number, to: number):
   return reached;
 }
 
-/** Length in blocks of the longest start of `hashes` that `sequence` has at `block`. */
-function commonBlocks(sequence: Uint32Array, block: number, hashes: Uint32Array): number {
-  const from = 2 * block;
-  const words = Math.min(hashes.length, sequence.length - from);
-  let word = 0;
-  while (word < words && sequence[from + word] === hashes[word]) word++;
-  return word >> 1;
+/**
+ * Words, two a block, of the longest start of `hashes` that `sequence` has at `from`, where the first
+ * block is known to be. What comes before a block in common is in common: the last one is bisected.
+ */
+function commonWords(sequence: Uint32Array, from: number, hashes: Uint32Array): number {
+  const blocks = Math.min(hashes.length, sequence.length - from) >> 1;
+  let common = 1;
+  let beyond = blocks + 1;
+  let block = blocks;
+  while (beyond - common > 1) {
+    const at = 2 * (block - 1);
+    const isCommon =
+      sequence[from + at] === hashes[at] && sequence[from + at + 1] === hashes[at + 1];
+    if (isCommon) common = block;
+    else beyond = block;
+    block = (common + beyond) >> 1;
+  }
+  return 2 * common;
+}
+
+/** A view where it has at least half of its buffer, else a copy, so that little is kept for nobody. */
+function part(hashes: Uint32Array, from: number, to: number): Uint32Array {
+  const view = hashes.subarray(from, to);
+  return 2 * view.byteLength < hashes.buffer.byteLength ? view.slice() : view;
 }
 
 function joined(hashes: Uint32Array, more: Uint32Array): Uint32Array {
-  const all = new Uint32Array(hashes.length + more.length);
+  const { buffer, byteOffset, byteLength } = hashes;
+  const words = hashes.length + more.length;
+  if (more.buffer === buffer && more.byteOffset === byteOffset + byteLength) {
+    return new Uint32Array(buffer, byteOffset, words);
+  }
+  const all = new Uint32Array(words);
   all.set(hashes);
   all.set(more, hashes.length);
   return all;
 }
 
-/** `hashes` without `gone`, if that is its start or its end; else unknown. */
-function without(hashes: Uint32Array, gone: Uint32Array): Uint32Array {
-  const blocks = gone.length >> 1;
-  const last = (hashes.length >> 1) - blocks;
-  if (last < 0) return unknown;
-  if (commonBlocks(hashes, 0, gone) === blocks) return hashes.slice(gone.length);
-  return commonBlocks(hashes, last, gone) === blocks ? hashes.slice(0, 2 * last) : unknown;
-}
-
-function acquired(records: Records, slot: number, weight: number): Records {
-  const at = placeOf(records, slot);
-  if (records[at] !== slot) return records.toSpliced(at, 0, slot, 1, weight);
-  return records.with(at + 1, records[at + 1]! + 1);
-}
-
-function released(records: Records, slot: number): Records {
-  const at = placeOf(records, slot);
-  if (records[at] !== slot) return records;
-  if (records[at + 1] === 1) return records.toSpliced(at, width);
-  return records.with(at + 1, records[at + 1]! - 1);
-}
-
-function reweighed(records: Records, slot: number, weight: number): Records {
-  const at = placeOf(records, slot);
-  const changes = records[at] === slot && records[at + 1] === 1 && records[at + 2] !== weight;
-  return changes ? records.with(at + 2, weight) : records;
-}
-
-/** 0 for a slot without a record. */
-function weightOf(records: Records, slot: number): number {
-  const at = placeOf(records, slot);
-  return records[at] === slot ? records[at + 2]! : 0;
-}
-
 /** Place of the slot's record, or where it belongs. */
-function placeOf(records: Records, slot: number): number {
+function placeOf(records: readonly number[], slot: number): number {
   let at = 0;
   while (at < records.length && records[at]! < slot) at += width;
   return at;
 }
 
-function isEqual(a: Records, b: Records): boolean {
+function isEqual(a: readonly number[], b: readonly number[]): boolean {
   if (a.length !== b.length) return false;
   for (let at = 0; at < a.length; at++) if (a[at] !== b[at]) return false;
   return true;

@@ -16,7 +16,7 @@
  */
 import type { Random } from "../base/random.ts";
 import { grownFloat64, grownInt32 } from "./column.ts";
-import { LiveBlocks } from "./live-blocks.ts";
+import { type Hold, LiveBlocks } from "./live-blocks.ts";
 
 export interface LoadLimits {
   /** Requests booked at once. */
@@ -69,8 +69,8 @@ export interface LoadObserver {
 interface BookedRequest {
   readonly key: string;
   readonly slot: number;
-  /** Shareable blocks, as in the booking. */
-  readonly sequence: Uint32Array;
+  /** Its shareable blocks. */
+  readonly hold: Hold;
   readonly expectedPrefillMs: number;
   privateBlocks: number;
   privateWeight: number;
@@ -136,7 +136,8 @@ export class WorkerLoad {
 
   /** A live request as it stands: private blocks with its output, prefill tokens still to come. */
   bookingOf(key: string): Omit<Booking, "nowMs"> | undefined {
-    return this.#requests.get(key);
+    const request = this.#requests.get(key);
+    return request && { ...request, sequence: this.#blocks.sequenceOf(request.hold) };
   }
 
   /** Makes `slot` bookable, with no load. */
@@ -165,7 +166,7 @@ export class WorkerLoad {
     const request: BookedRequest = {
       key,
       slot,
-      sequence: sequence.slice(),
+      hold: this.#blocks.acquire(sequence, slot),
       expectedPrefillMs: booking.expectedPrefillMs,
       privateBlocks: booking.privateBlocks,
       privateWeight: booking.privateBlocks,
@@ -174,7 +175,6 @@ export class WorkerLoad {
       older: undefined,
       younger: undefined,
     };
-    this.#blocks.acquire(request.sequence, slot);
     this.#weightSum[slot]! += booking.privateBlocks;
     this.#settle(slot);
     this.#requests.set(key, request);
@@ -211,7 +211,7 @@ export class WorkerLoad {
       fraction === undefined ? request.privateWeight + count : request.privateBlocks * fraction;
     this.#reweigh(request.slot, 1, request.privateWeight, privateWeight);
     request.privateWeight = privateWeight;
-    if (fraction !== undefined) this.#blocks.reweigh(request.sequence, request.slot, fraction);
+    if (fraction !== undefined) this.#blocks.reweigh(request.hold, request.slot, fraction);
     this.#settle(request.slot);
     return "ok";
   }
@@ -231,7 +231,7 @@ export class WorkerLoad {
     const { slot } = request;
     this.#observer?.freed(key, nowMs);
     if (request.prefillTokens > 0) this.#leavePrefill(request, nowMs);
-    this.#blocks.release(request.sequence, slot);
+    this.#blocks.release(request.hold, slot);
     this.#reweigh(slot, 1, request.privateWeight, 0);
     this.#settle(slot);
     this.#requests.delete(key);

@@ -230,7 +230,10 @@ class NaiveBook {
 }
 
 const holders = 3;
-const prompt = fc.array(fc.integer({ min: 1, max: 12 }).map(String), { maxLength: 6 });
+/** Nodes of a binary tree from the root, as chained hashes are. */
+const prompt = fc
+  .array(fc.integer({ min: 0, max: 1 }), { maxLength: 6 })
+  .map((turns) => turns.map((_, at) => `1${turns.slice(0, at + 1).join("")}`));
 const step = fc.record({
   op: fc.constantFrom("add", "add", "add", "mark", "output", "free", "remove"),
   key: fc.integer({ min: 0, max: 9 }).map(String),

@@ -17,7 +17,12 @@ import type { Metrics } from "../runtime/metrics.ts";
 import { connectNatsBus } from "../runtime/nats-bus.ts";
 import { natsAccess } from "../runtime/nats-bus-credentials.ts";
 import { runUntilSignal } from "../runtime/process.ts";
-import { collectBus, collectRuntime, startLoopCanary } from "../runtime/process-metrics.ts";
+import {
+  collectBus,
+  collectLoopDelay,
+  collectRuntime,
+  startLoopTimer,
+} from "../runtime/process-metrics.ts";
 import type { processFlags } from "./flags-process.ts";
 import { packageVersion } from "./package-version.ts";
 
@@ -74,7 +79,8 @@ export async function openShell(
   bus.onState((state) => log.info("bus", { state, servers }));
   const stopReminder = every(clock, noServerReminderMs, remind);
   const gate = startEchoGate(bus, clock);
-  const stopCanary = startLoopCanary(clock, metrics);
+  const loopTimer = startLoopTimer();
+  collectLoopDelay(metrics, loopTimer);
   collectRuntime(metrics, {
     version: packageVersion(),
     commit: process.env["COMMIT"] ?? "unknown",
@@ -84,7 +90,7 @@ export async function openShell(
     ...{ clock, random, bus, gate, logs, version: packageVersion() },
     close: async () => {
       stopReminder();
-      stopCanary();
+      loopTimer.disable();
       gate.stop();
       await bus.close();
     },

@@ -1,14 +1,13 @@
 /** What every process measures about itself: its event loop, memory, build and bus. */
-import { performance } from "node:perf_hooks";
-import type { Clock } from "../base/clock.ts";
+import { type Histogram, monitorEventLoopDelay, performance } from "node:perf_hooks";
 import type { Bus } from "./bus.ts";
 import type { processMetrics } from "./metric-table.ts";
 import type { Metrics } from "./metrics.ts";
 
 export type ProcessMetrics = Metrics<typeof processMetrics>;
 
-export const canaryPeriodMs = 10;
-/** A canary later than this counts as a stall. */
+export const loopTimerMs = 20;
+/** A timer later than this counts as a stall. */
 export const stallMs = 5;
 
 export interface Build {
@@ -16,25 +15,50 @@ export interface Build {
   readonly commit: string;
 }
 
+/** Nanoseconds from each run of a timer to the next. */
+export type TimerIntervals = Pick<Histogram, "count" | "mean" | "percentile">;
+
 /**
- * Starts the canary: a timer every 10 ms whose lateness is the event loop's delay. Returns the
- * function that stops it.
+ * Starts a timer inside the event loop that runs no JavaScript, so that a process at rest does not wake
+ * its engine for it; `disable` ends it.
  */
-export function startLoopCanary(clock: Clock, metrics: ProcessMetrics): () => void {
+export function startLoopTimer(): TimerIntervals & { disable(): boolean } {
+  const timer = monitorEventLoopDelay({ resolution: loopTimerMs });
+  timer.enable();
+  return timer;
+}
+
+/**
+ * Collects at each scrape how late the timer of `startLoopTimer` was. `intervals` is never reset: the
+ * interval in which that happens would be lost, and with it the scrape's own delay.
+ */
+export function collectLoopDelay(metrics: ProcessMetrics, intervals: TimerIntervals): void {
   const delay = metrics.histogram("tiergrid_event_loop_delay_seconds");
   const stalls = metrics.counter("tiergrid_event_loop_stalls_total");
-  let cancel = (): void => {};
-  const arm = (): void => {
-    const dueMs = clock.nowMs() + canaryPeriodMs;
-    cancel = clock.after(canaryPeriodMs, () => {
-      const lateMs = Math.max(0, clock.nowMs() - dueMs);
-      delay.observe(lateMs / 1000);
-      if (lateMs > stallMs) stalls.add(1);
-      arm();
-    });
-  };
-  arm();
-  return () => cancel();
+  metrics.onScrape(() => {
+    const { count, mean } = intervals;
+    const withinMs = (lateMs: number): number => countUpTo(intervals, 1e6 * (loopTimerMs + lateMs));
+    const upTo = [...delay.bounds.map((bound) => withinMs(1000 * bound)), count];
+    const seen = (bucket: number): number => (upTo[bucket] ?? 0) - (upTo[bucket - 1] ?? 0);
+    const lateSeconds = count === 0 ? 0 : (count * (mean / 1e6 - loopTimerMs)) / 1000;
+    delay.merge(
+      Array.from(delay.counts, (known, bucket) => seen(bucket) - known),
+      Math.max(0, lateSeconds - delay.sum),
+    );
+    stalls.follow(count - withinMs(stallMs));
+  });
+}
+
+/** Intervals of at most `ns`, by bisection: the histogram answers ranks, not counts. */
+function countUpTo(intervals: TimerIntervals, ns: number): number {
+  const { count } = intervals;
+  let [within, beyond] = [0, count + 1];
+  while (beyond - within > 1) {
+    const rank = Math.floor((within + beyond) / 2);
+    if (intervals.percentile((100 * rank) / count) <= ns) within = rank;
+    else beyond = rank;
+  }
+  return within;
 }
 
 /** Collects memory, event-loop utilisation and the build at each scrape. */

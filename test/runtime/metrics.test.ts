@@ -1,6 +1,7 @@
 import { readFileSync } from "node:fs";
+import { createHistogram } from "node:perf_hooks";
 import { expect, it } from "vitest";
-import { ManualClock } from "../../src/base/clock.ts";
+import { realClock, sleep } from "../../src/base/clock.ts";
 import type { Bus, BusTotals } from "../../src/runtime/bus.ts";
 import {
   buckets,
@@ -11,7 +12,13 @@ import {
 import type { MetricRow, MetricTable } from "../../src/runtime/metric-rows.ts";
 import { metricTables, processMetrics } from "../../src/runtime/metric-table.ts";
 import { createMetrics, HistogramSeries, seriesMax } from "../../src/runtime/metrics.ts";
-import { collectBus, collectRuntime, startLoopCanary } from "../../src/runtime/process-metrics.ts";
+import {
+  collectBus,
+  collectLoopDelay,
+  collectRuntime,
+  loopTimerMs,
+  startLoopTimer,
+} from "../../src/runtime/process-metrics.ts";
 
 interface BucketSet {
   readonly name: string;
@@ -138,16 +145,43 @@ it("removes the series of a worker that left and lets stale holders count on", a
   ]);
 });
 
-it("counts the lateness of the event loop and its stalls", () => {
-  const clock = new ManualClock();
+it("counts at each scrape how late the loop's timer was since the last one", async () => {
   const metrics = createMetrics(processMetrics);
-  const stop = startLoopCanary(clock, metrics);
-  clock.advanceTo(100);
-  stop();
+  const intervals = createHistogram();
+  collectLoopDelay(metrics, intervals);
   const delay = metrics.histogram("tiergrid_event_loop_delay_seconds");
-  expect(delay.counts[0]).toBe(10);
-  expect(metrics.counter("tiergrid_event_loop_stalls_total").value).toBe(0);
-  expect(clock.pending()).toBe(0);
+  const stalls = metrics.counter("tiergrid_event_loop_stalls_total");
+  await metrics.text();
+  expect([...delay.counts]).toEqual(delay.bounds.map(() => 0).concat(0));
+  const latenessMs = [-1, 0.5, 0.9, 2, 4, 6, 40, 40, 7000];
+  for (const lateMs of latenessMs) intervals.record(Math.round(1e6 * (loopTimerMs + lateMs)));
+  await metrics.text();
+  await metrics.text();
+  const within = (bound: number): number =>
+    latenessMs.filter((lateMs) => lateMs <= 1000 * bound).length;
+  const upTo = [...delay.bounds.map(within), latenessMs.length];
+  const naive = upTo.map((count, bucket) => count - (upTo[bucket - 1] ?? 0));
+  expect([...delay.counts]).toEqual(naive);
+  expect(delay.sum).toBeCloseTo(7.0924, 1);
+  expect(stalls.value).toBe(4);
+  intervals.record(1e6 * (loopTimerMs + 6));
+  await metrics.text();
+  expect(stalls.value).toBe(5);
+});
+
+it("sees a stall of the real event loop", async () => {
+  const metrics = createMetrics(processMetrics);
+  const timer = startLoopTimer();
+  collectLoopDelay(metrics, timer);
+  const stalls = metrics.counter("tiergrid_event_loop_stalls_total");
+  for (let round = 0; round < 100 && stalls.value === 0; round++) {
+    const endMs = realClock.nowMs() + 3 * loopTimerMs;
+    while (realClock.nowMs() < endMs);
+    await sleep(realClock, loopTimerMs);
+    await metrics.text();
+  }
+  timer.disable();
+  expect(stalls.value).toBeGreaterThan(0);
 });
 
 it("copies bus totals and memory at scrape", async () => {

@@ -12,7 +12,7 @@
  * "Usable" is narrower than listed: ready in health and in its own words, and not inhibited.
  */
 import { isDeepStrictEqual } from "node:util";
-import { type Clock, every } from "../base/clock.ts";
+import type { CancelTimer, Clock } from "../base/clock.ts";
 import { allHeartbeats, subjectToken, whoSubject } from "../protocol/subjects.ts";
 import type { Bus } from "./bus.ts";
 import type { EchoGate } from "./echo-gate.ts";
@@ -24,6 +24,7 @@ export const leaseTiming = {
   heartbeatJitter: 0.1,
   suspectMs: 2500,
   goneMs: 6000,
+  /** Least time between two looks for leases that ran out. */
   sweepMs: 100,
   readyMs: 2000,
   inhibitMs: 5000,
@@ -157,7 +158,7 @@ export function watchInstances(options: {
       extendLeases(watch, frozenMs);
       ask();
     }),
-    every(clock, leaseTiming.sweepMs, () => sweep(watch)),
+    sweepWhenDue(watch),
     first.cancel,
   ];
   ask();
@@ -301,19 +302,42 @@ function differs(before: InstanceCard, after: InstanceCard): boolean {
   return !isDeepStrictEqual(was, is) || (has !== undefined && !isDeepStrictEqual(had, has));
 }
 
-/** Silence turns into suspect and gone; not while our own way to the bus is in doubt. */
-function sweep(watch: Watch): void {
-  if (!watch.gate.open) return;
+/** Sweeps when a lease may have run out; answers the cancel. */
+function sweepWhenDue(watch: Watch): CancelTimer {
+  let cancelled = false;
+  const arm = (waitMs: number): CancelTimer =>
+    watch.clock.after(waitMs, () => {
+      const nextMs = sweep(watch);
+      if (!cancelled) cancel = arm(nextMs);
+    });
+  let cancel = arm(leaseTiming.sweepMs);
+  return () => {
+    cancelled = true;
+    cancel();
+  };
+}
+
+/**
+ * Silence turns into suspect and gone; not while our own way to the bus is in doubt. Answers how long
+ * no lease can run out: at most `suspectMs`, which is what a lease that begins meanwhile has.
+ */
+function sweep(watch: Watch): number {
+  const { suspectMs, goneMs, memoryMs, sweepMs } = leaseTiming;
+  if (!watch.gate.open) return sweepMs;
   const nowMs = watch.clock.nowMs();
+  let leastLeftMs: number = suspectMs;
   for (const [inst, lease] of watch.leases) {
     const silentMs = nowMs - lease.leaseFromMs;
     if (lease.gone) {
-      if (nowMs - lease.sinceMs > leaseTiming.memoryMs) watch.leases.delete(inst);
-    } else if (silentMs > leaseTiming.goneMs) fall(watch, lease, "gone");
-    else if (silentMs > leaseTiming.suspectMs && lease.health === "ready") {
-      fall(watch, lease, "suspect");
-    }
+      if (nowMs - lease.sinceMs > memoryMs) watch.leases.delete(inst);
+    } else if (silentMs > goneMs) fall(watch, lease, "gone");
+    else if (silentMs > suspectMs && lease.health === "ready") fall(watch, lease, "suspect");
+    const limitMs = lease.health === "ready" ? suspectMs : goneMs;
+    const leftMs = lease.gone ? lease.sinceMs + memoryMs - nowMs : limitMs - silentMs;
+    leastLeftMs = Math.min(leastLeftMs, leftMs);
   }
+  // A lease runs out beyond its limit, not at it.
+  return Math.max(sweepMs, leastLeftMs + 1);
 }
 
 function fall(watch: Watch, lease: Lease, to: "suspect" | "gone"): void {

@@ -59,6 +59,42 @@ it("beats every second within 10 %", () => {
   expect(Math.max(...gaps) - Math.min(...gaps)).toBeGreaterThan(50);
 });
 
+it("finds each silent instance in time and looks only when a lease may have run out", () => {
+  const { clock, watcher, gate, start, run } = rig();
+  const looks = { count: 0 };
+  const counting = {
+    nowMs: () => clock.nowMs(),
+    wallMs: () => clock.wallMs(),
+    after: (delayMs: number, fire: () => void) => {
+      looks.count += 1;
+      return clock.after(delayMs, fire);
+    },
+  };
+  const table = watchInstances({ bus: watcher, clock: counting, gate });
+  const late: number[] = [];
+  const seenMs = new Map<string, number>();
+  table.onChange(({ type, card }) => {
+    if (type !== "suspect" && type !== "gone") return;
+    const lastMs = table.get(card.inst)?.lastSeenMs ?? seenMs.get(card.inst)!;
+    seenMs.set(card.inst, lastMs);
+    const limitMs = type === "gone" ? leaseTiming.goneMs : leaseTiming.suspectMs;
+    late.push(clock.nowMs() - lastMs - limitMs);
+  });
+  const random = mulberry32(11);
+  const workers = Array.from({ length: 20 }, (_, inst) => start(`${inst}`));
+  run(60_000);
+  expect(looks.count).toBeLessThan(60);
+  for (const worker of workers) {
+    worker.stop();
+    run(300 * random());
+  }
+  run(leaseTiming.goneMs + leaseTiming.sweepMs);
+  expect(late.length).toBe(2 * workers.length);
+  expect(Math.min(...late)).toBeGreaterThan(0);
+  expect(Math.max(...late)).toBeLessThanOrEqual(leaseTiming.sweepMs);
+  table.stop();
+});
+
 it("suspects after 2.5 s of silence, forgets after 6 s, and takes a comeback", () => {
   const { table, changes, start, run, watcher } = rig();
   const worker = start("1");

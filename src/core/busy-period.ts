@@ -5,11 +5,14 @@
  * little, because prompts share passes.
  */
 import type { PrefillPeriod } from "./latency-model.ts";
+import type { PlannedWork } from "./prefill-plan.ts";
 
 export interface BusyPeriod {
   isOpen: boolean;
   /** A request left it without a first token: what was computed is not known. */
   isSpoilt: boolean;
+  /** False: a prompt was not what its plan took it for. */
+  isPlanned: boolean;
   openedMs: number;
   /** Rest of the decode step that ran when it opened. */
   waitMs: number;
@@ -18,6 +21,8 @@ export interface BusyPeriod {
   /** Sum of the decode steps at its first tokens. */
   decodeMs: number;
   firstTokens: number;
+  /** Work of the passes that ended since it opened, as planned (`prefill-plan.ts`). */
+  planned: PlannedWork;
   /** First tokens that came by themselves. */
   passesSeen: number;
 }
@@ -47,6 +52,8 @@ export function idlePeriod(): BusyPeriod {
     attention: 0,
     decodeMs: 0,
     firstTokens: 0,
+    planned: { passes: 0, tokens: 0, attention: 0 },
+    isPlanned: true,
     passesSeen: 0,
   };
 }
@@ -67,6 +74,13 @@ export function countFirstToken(period: BusyPeriod, prompt: ComputedPrompt): voi
   if (prompt.sincePreviousMs > samePassMs) period.passesSeen++;
 }
 
+/** The work of passes that are over. */
+export function countPasses({ planned }: BusyPeriod, done: PlannedWork): void {
+  planned.passes += done.passes;
+  planned.tokens += done.tokens;
+  planned.attention += done.attention;
+}
+
 /** Ends the period and answers its observation; undefined when it tells nothing. */
 export function closePeriod(
   period: BusyPeriod,
@@ -74,9 +88,12 @@ export function closePeriod(
   batchTokens: number,
 ): PrefillPeriod | undefined {
   const { isOpen, isSpoilt, openedMs, waitMs, tokens, attention, decodeMs, firstTokens } = period;
+  const { isPlanned, planned } = period;
   period.isOpen = false;
   if (!isOpen || isSpoilt || tokens < periodTokensMin) return undefined;
   const passes = Math.max(period.passesSeen, Math.ceil(tokens / batchTokens));
   const ms = nowMs - openedMs - waitMs - (passes * decodeMs) / firstTokens;
+  // First tokens alone do not say what their passes computed of the prompts behind.
+  if (isPlanned && planned.tokens > 0 && ms > 0 && ms < periodMsMax) return { ...planned, ms };
   return ms > 0 && ms < periodMsMax ? { passes, tokens, attention, ms } : undefined;
 }

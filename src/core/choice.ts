@@ -1,6 +1,7 @@
 /** What one worker choice is made from, and what can come out of it. */
-import { type LatencyBook, latencyObserver } from "./latency-book.ts";
+import type { LatencyBook } from "./latency-book.ts";
 import { type LatencyCostOptions, latencyCost } from "./latency-cost.ts";
+import { latencyObserver } from "./latency-observer.ts";
 import type { CostMode, CostWeights, OverlapColumns } from "./worker-cost.ts";
 import { blocksCost } from "./worker-cost.ts";
 import type { WorkerLoad } from "./worker-load.ts";

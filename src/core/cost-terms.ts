@@ -39,6 +39,8 @@ export interface LatencyTerms {
   readonly taintFactor: number;
   readonly prefillGpuMs: number;
   readonly decodeGpuMs: number;
+  /** Under a target: a first token that was expected in time would be late. */
+  readonly breaksPromise: boolean;
   /** Under a target: for holding the worker that would be free first. */
   readonly frontGpuMs: number;
   /** The weighted sum, before taints. */

@@ -56,6 +56,7 @@ export function chooseAndBook(
     cachedTokens: choice.cachedTokens,
     promptHashes: request.promptHashes,
     expectedPrefillMs: request.expectedPrefillMs ?? 0,
+    deadlineMs: request.nowMs + (request.fitTargetMs ?? Number.POSITIVE_INFINITY),
   });
   return booked === "ok" ? choice : { outcome: "refused", code: "booking_failed" };
 }

@@ -17,6 +17,7 @@ import {
   type BusyPeriod,
   closePeriod,
   countFirstToken,
+  countPasses,
   firstTokensPerPeriodMax,
   idlePeriod,
   openPeriod,
@@ -24,8 +25,15 @@ import {
 import { grownFloat64, grownInt32 } from "./column.ts";
 import { type ShapeLatency, WorkerLatency } from "./latency-model.ts";
 import { emptyHold, type Hold, LiveBlocks } from "./live-blocks.ts";
+import {
+  emptyPlan,
+  type PlannedPass,
+  type PrefillPlan,
+  passEnded,
+  planRequest,
+  replan,
+} from "./prefill-plan.ts";
 import type { LoadColumns } from "./worker-cost.ts";
-import type { LoadObserver } from "./worker-load.ts";
 
 export type LatencyRole = "aggregated" | "prefill" | "decode";
 
@@ -54,6 +62,8 @@ export interface LatencyDispatch {
    * else empty.
    */
   readonly sequence: Uint32Array;
+  /** When its first token is due; absent = nobody was told. */
+  readonly deadlineMs?: number | undefined;
 }
 
 interface LatencyRequest {
@@ -64,6 +74,9 @@ interface LatencyRequest {
   /** Its blocks while it is queued. */
   hold: Hold;
   queued: boolean;
+  readonly deadlineMs: number;
+  doneTokens: number;
+  pass: PlannedPass | undefined;
   older: LatencyRequest | undefined;
   younger: LatencyRequest | undefined;
   // Since its last output that was seen.
@@ -94,6 +107,7 @@ export class LatencyBook {
   readonly #requests = new Map<string, LatencyRequest>();
   readonly #models: (WorkerLatency | undefined)[] = [];
   readonly #periods: (BusyPeriod | undefined)[] = [];
+  readonly #plans: (PrefillPlan | undefined)[] = [];
   readonly #oldest: (LatencyRequest | undefined)[] = [];
   readonly #youngest: (LatencyRequest | undefined)[] = [];
   /** Since when nothing is queued; Infinity = something is. */
@@ -127,6 +141,7 @@ export class LatencyBook {
     if (this.#models[slot]) this.removeHolder(slot);
     this.#models[slot] = new WorkerLatency(shape);
     this.#periods[slot] = idlePeriod();
+    this.#plans[slot] = emptyPlan();
   }
 
   /** Forgets the holder and its requests. */
@@ -137,6 +152,7 @@ export class LatencyBook {
     this.#models[slot]?.leave();
     this.#models[slot] = undefined;
     this.#periods[slot] = undefined;
+    this.#plans[slot] = undefined;
     if (slot >= this.decoding.length) return;
     this.lastFirstTokenMs[slot] = 0;
     this.#quietSinceMs[slot] = 0;
@@ -146,6 +162,14 @@ export class LatencyBook {
   /** The model of a holder; undefined when it is none. */
   modelAt(slot: number): WorkerLatency | undefined {
     return this.#models[slot];
+  }
+
+  /**
+   * The plan of a holder's queue; undefined where there is none. Only passes of prefill workers are
+   * planned: between decode steps others decide how long a pass takes.
+   */
+  planAt(slot: number): PrefillPlan | undefined {
+    return this.role === "prefill" ? this.#plans[slot] : undefined;
   }
 
   /** KV tokens the holder's requests occupy: booked blocks, and one partly filled block each. */
@@ -185,6 +209,9 @@ export class LatencyBook {
       dispatchedMs: nowMs,
       hold: emptyHold,
       queued: uncachedTokens > 0,
+      deadlineMs: dispatch.deadlineMs ?? Number.POSITIVE_INFINITY,
+      doneTokens: 0,
+      pass: undefined,
       older: undefined,
       younger: undefined,
       outputTokens: 0,
@@ -202,6 +229,8 @@ export class LatencyBook {
       const waits = this.decoding[slot]! > 0;
       openPeriod(period, nowMs, waits ? this.#decodeMs(slot) / 2 : 0);
     }
+    const plan = this.planAt(slot);
+    if (plan) planRequest(plan, request, this.#models[slot]!);
     this.#enqueue(request, dispatch.sequence);
   }
 
@@ -214,14 +243,21 @@ export class LatencyBook {
     if (!request?.queued) return;
     const { slot } = request;
     const previousMs = this.lastFirstTokenMs[slot]!;
+    const period = this.#periods[slot]!;
+    const { pass } = request;
+    if (pass) {
+      passEnded(pass, this.#oldest[slot]);
+      countPasses(period, pass.done);
+    }
     this.#dequeue(request, nowMs);
+    if (pass) this.#replan(slot, nowMs);
     this.decoding[slot]!++;
     this.lastFirstTokenMs[slot] = Math.max(nowMs, previousMs);
     request.outputTokens = 1;
     this.#outputSeen(request, nowMs);
-    const period = this.#periods[slot]!;
     const prompt = request.cachedTokens + request.uncachedTokens;
     const cached = Math.min(cachedTokens ?? request.cachedTokens, prompt - 1);
+    if (cached !== request.cachedTokens) period.isPlanned = false;
     countFirstToken(period, {
       computedTokens: prompt - cached,
       cachedTokens: cached,
@@ -282,7 +318,13 @@ export class LatencyBook {
     const period = this.#periods[slot];
     if (!period) return;
     period.isSpoilt = true;
+    this.#replan(slot, this.#plans[slot]!.startMs);
     if (!this.#oldest[slot]) period.isOpen = false;
+  }
+
+  #replan(slot: number, startMs: number): void {
+    const plan = this.planAt(slot);
+    if (plan) replan(plan, this.#oldest[slot], startMs, this.#models[slot]!);
   }
 
   #enqueue(request: LatencyRequest, sequence: Uint32Array): void {
@@ -312,6 +354,7 @@ export class LatencyBook {
     request.queued = false;
     request.older = undefined;
     request.younger = undefined;
+    request.pass = undefined;
     if (!this.#oldest[slot]) this.#quietSinceMs[slot] = nowMs;
   }
 
@@ -338,23 +381,5 @@ export class LatencyBook {
     this.#gaps = grownInt32(this.#gaps, length);
   }
 }
-
-/** Keeps `book` in step with a `WorkerLoad`, whoever books there. */
-export function latencyObserver(book: LatencyBook): LoadObserver {
-  return {
-    added({ key, slot, nowMs, prefillTokens, cachedTokens = 0, promptHashes, sequence }) {
-      book.dispatched({
-        ...{ key, slot, nowMs, cachedTokens },
-        uncachedTokens: prefillTokens,
-        // Blocks that the load tracks it can compare itself.
-        sequence: sequence.length === 0 && promptHashes ? promptHashes : noBlocks,
-      });
-    },
-    prefillCompleted: (key, nowMs, cachedTokens) => book.firstToken(key, nowMs, cachedTokens),
-    freed: (key, nowMs) => book.finished(key, nowMs),
-  };
-}
-
-const noBlocks = new Uint32Array(0);
 
 function ignore(): void {}

@@ -12,14 +12,16 @@
  *
  * d and d' are decode steps without and with the request. Prefill workers decode nothing: d = 0 and
  * no harm. Decode workers compute no prompt: T = d', harm counts in full. Under a target the score
- * of `best-fit.ts` stands in for the cost, and a prompt of several passes pays on the front worker for
- * the time it holds it (`front-worker.ts`). Everything is O(1) per holder after the match.
+ * of `best-fit.ts` stands in for the cost, T of a prefill worker is planned (`prefill-plan.ts`), and
+ * a prompt of several passes pays on the front worker for the time it holds it (`front-worker.ts`).
+ * Everything is O(1) per holder after the match.
  */
-import { bestFitScore, lateScore } from "./best-fit.ts";
+import { bestFitScore, defaultFit, type FitRules, lateScore } from "./best-fit.ts";
 import type { LatencyTerms } from "./cost-terms.ts";
 import { type FrontWorker, heldMs, noFront, seeWorker } from "./front-worker.ts";
 import type { LatencyBook } from "./latency-book.ts";
 import type { WorkerLatency } from "./latency-model.ts";
+import { type Forecast, forecastPrompt } from "./prefill-plan.ts";
 import type { CostInput, CostMode } from "./worker-cost.ts";
 import { taintFactorOf } from "./worker-cost.ts";
 
@@ -43,6 +45,8 @@ export interface LatencyCostOptions {
   readonly weights: LatencyWeights;
   /** GPUs of one worker. */
   readonly gpus: number;
+  /** Under a target; `defaultFit` when left out. */
+  readonly fit?: FitRules | undefined;
 }
 
 type Measure = { -readonly [Field in keyof LatencyTerms]: LatencyTerms[Field] };
@@ -50,8 +54,6 @@ type Measure = { -readonly [Field in keyof LatencyTerms]: LatencyTerms[Field] };
 const progressShareMax = 0.95;
 const kvUsageFree = 0.9;
 const fullMsPerUsage = 10_000;
-/** Of the time a prompt holds the front worker. */
-const frontShare = 0.5;
 
 /** Latency cost over the queues of `options.book`. */
 export function latencyCost(options: LatencyCostOptions): CostMode {
@@ -99,7 +101,10 @@ function seeCandidate(
   seeWorker(front, slot, ttftMs - ownPrefillMs, pays ? ownPrefillMs : 0);
 }
 
-function frontGpuMs(front: FrontWorker, { gpus }: LatencyCostOptions): number {
+function frontGpuMs(
+  front: FrontWorker,
+  { gpus, fit: { frontShare } = defaultFit }: LatencyCostOptions,
+): number {
   return frontShare * heldMs(front) * gpus;
 }
 
@@ -123,6 +128,7 @@ function measureAt(
   const { role } = book;
   measure.cost = Number.NaN;
   measure.frontGpuMs = 0;
+  measure.breaksPromise = false;
   if (!book.modelAt(slot)) return measure.cost;
   measureDecode(options, input, slot, measure);
   measure.cachedTokens = cachedTokens(input, slot);
@@ -132,6 +138,7 @@ function measureAt(
   } else {
     measure.uncachedTokens = input.islTokens - measure.cachedTokens;
     measurePrefill(book, input, slot, measure);
+    if (input.fitTargetMs !== undefined) measurePlanned(options, input, slot, measure);
   }
   const ownMs = weights.prefillExternality * measure.ownPrefillMs;
   measure.costMs = measure.ttftMs + ownMs + measure.harmMs + measure.fullMs;
@@ -146,14 +153,19 @@ function measureAt(
 }
 
 /** A decode worker is held to an ITL target, the others to one of TTFT. */
-function scoreOf(measure: Measure, targetMs: number, { book, gpus }: LatencyCostOptions): number {
+function scoreOf(
+  measure: Measure,
+  targetMs: number,
+  { book, gpus, fit: { latencyShare } = defaultFit }: LatencyCostOptions,
+): number {
   fit.predictedMs = book.role === "decode" ? measure.itlMs : measure.ttftMs;
   fit.gpuMs = measure.prefillGpuMs + measure.decodeGpuMs;
   fit.gpus = gpus;
-  return bestFitScore(fit, targetMs);
+  fit.breaksPromise = measure.breaksPromise;
+  return bestFitScore(fit, targetMs, latencyShare);
 }
 
-const fit = { predictedMs: 0, gpuMs: 0, gpus: 0 };
+const fit = { predictedMs: 0, gpuMs: 0, gpus: 0, breaksPromise: false };
 
 /** d, d', and harm and full by their weights. */
 function measureDecode(
@@ -208,6 +220,27 @@ function measurePrefill(book: LatencyBook, input: CostInput, slot: number, measu
   measure.ownPrefillMs = alonePrefillMs(model, u) + measure.tierMs;
   measure.ttftMs = measure.prefillMs + measure.passes * measure.decodeStepMs + measure.tierMs;
 }
+
+/** T as the queue is planned, in place of its estimate from sums. */
+function measurePlanned(
+  { book, fit: { keepsPromises } = defaultFit }: LatencyCostOptions,
+  { nowMs }: CostInput,
+  slot: number,
+  measure: Measure,
+): void {
+  const plan = book.planAt(slot);
+  if (!keepsPromises || !plan) return;
+  planned.nowMs = nowMs;
+  planned.uncachedTokens = measure.uncachedTokens;
+  planned.cachedTokens = measure.cachedTokens;
+  forecastPrompt(plan, planned, book.modelAt(slot)!, forecast);
+  measure.prefillMs = forecast.endMs - nowMs;
+  measure.ttftMs = measure.prefillMs + measure.tierMs;
+  measure.breaksPromise = forecast.breaksPromise;
+}
+
+const planned = { nowMs: 0, uncachedTokens: 0, cachedTokens: 0 };
+const forecast: Forecast = { endMs: 0, breaksPromise: false };
 
 /** What full passes would have done of the queue's head since it could begin. */
 function progressTokens(
@@ -264,6 +297,7 @@ function emptyMeasure(): Measure {
     taintFactor: 1,
     prefillGpuMs: 0,
     decodeGpuMs: 0,
+    breaksPromise: false,
     frontGpuMs: 0,
     costMs: 0,
     cost: 0,

@@ -12,7 +12,14 @@
  *   scores   [0, 1e9)  meets  ·  [1e9, 2e9)  in time but for the margin: least late
  *            [2e9, ..  beyond its TTFT target everywhere: `LateRule`
  */
-import { bestFitScore, latenessMs, lateScore, targetMargin } from "./best-fit.ts";
+import {
+  bestFitScore,
+  defaultFit,
+  latenessMs,
+  lateScore,
+  plainFit,
+  targetMargin,
+} from "./best-fit.ts";
 import type { Role } from "./sla-grid.ts";
 
 /** What a pool says it would take; GPU time is that of all GPUs of the worker together. */
@@ -26,6 +33,8 @@ export interface Quote {
   readonly decodeGpuMs: number;
   /** GPUs of one worker. */
   readonly gpus: number;
+  /** A first token that the pool expects in time would be late. */
+  readonly breaksPromise: boolean;
   /** How long after its arrival it counts. */
   readonly validForMs: number;
 }
@@ -64,6 +73,24 @@ export interface QuoteScore {
  */
 export type LateRule = "cheapest" | "least_late";
 
+/** How quotes are compared. */
+export interface LiveRules {
+  readonly lateRule: LateRule;
+  /** As in the pools' own `FitRules`, or the best quote is not the best worker. */
+  readonly latencyShare: number;
+}
+
+/** The rule as it was published. */
+export const plainLive: LiveRules = {
+  lateRule: "least_late",
+  latencyShare: plainFit.latencyShare,
+};
+
+export const defaultLive: LiveRules = {
+  lateRule: "cheapest",
+  latencyShare: defaultFit.latencyShare,
+};
+
 /** Scores from here on are those of a target missed even without the margin. */
 const hopelessScore = 2 * lateScore;
 
@@ -71,7 +98,7 @@ const hopelessScore = 2 * lateScore;
 export function scoreQuote(
   { quote, price }: Omit<PoolQuote, "pool">,
   targets: QuoteTargets,
-  lateRule: LateRule = "cheapest",
+  { lateRule, latencyShare }: LiveRules = defaultLive,
 ) {
   const { role, ttftMs = Infinity, itlMs = Infinity } = targets;
   const decode = role === "decode";
@@ -79,12 +106,13 @@ export function scoreQuote(
   const targetMs = decode ? itlMs : ttftMs;
   const gpus = (price.gpus ?? quote.gpus) * price.costShare;
   const gpuMs = (gpuMsOf(role, quote) / quote.gpus) * gpus;
-  const fit = { predictedMs, gpuMs, gpus };
+  const { breaksPromise } = quote;
+  const fit = { predictedMs, gpuMs, gpus, breaksPromise };
   // Without a target the fit is judged by its cost alone. A late decode step is late at every token.
   const hopeless = lateRule === "cheapest" && !decode && predictedMs > targetMs;
   const score = hopeless
-    ? hopelessScore + bestFitScore(fit, Number.POSITIVE_INFINITY)
-    : bestFitScore(fit, targetMs);
+    ? hopelessScore + bestFitScore(fit, Number.POSITIVE_INFINITY, latencyShare)
+    : bestFitScore(fit, targetMs, latencyShare);
   const late = latenessMs(predictedMs, targetMs) > 0;
   // Between tokens nothing queues up: the prediction is held to the target as it is.
   const itlLateMs = role === "agg" ? Math.max(0, quote.predictedItlMs - itlMs) : 0;

@@ -56,6 +56,8 @@ export interface Booking {
   readonly promptHashes?: Uint32Array | undefined;
   /** Expected duration of this prefill; 0 = unknown, no decay. */
   readonly expectedPrefillMs: number;
+  /** When its first token is due; absent = it has no target. */
+  readonly deadlineMs?: number | undefined;
 }
 
 /** Told of every change of a booking, before the columns follow. */

@@ -124,6 +124,8 @@ export function quoteOf(answer: Readonly<Record<string, unknown>>): Quote {
     prefillGpuMs: number("prefill_gpu_ms", 0),
     decodeGpuMs: number("decode_gpu_ms", 0),
     gpus: number("gpus", Number.MIN_VALUE),
+    // Routers that plan no queue do not say.
+    breaksPromise: quote["breaks_promise"] === true,
     validForMs: number("valid_for_ms", 0),
   };
 }

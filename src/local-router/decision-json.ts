@@ -70,6 +70,7 @@ function termsJson(terms: CostTerms): Record<string, number> {
         kv_penalty_ms: terms.fullMs,
         taint_factor: terms.taintFactor,
         front_gpu_ms: terms.frontGpuMs,
+        breaks_promise: terms.breaksPromise ? 1 : 0,
         cost_ms: terms.costMs,
       };
   }

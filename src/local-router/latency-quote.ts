@@ -69,6 +69,7 @@ export function quoteJson(
       prefill_gpu_ms: terms.prefillGpuMs,
       decode_gpu_ms: terms.decodeGpuMs,
       gpus: cost.gpus,
+      breaks_promise: terms.breaksPromise,
       kv_usage: kvUsageOf(cost, choice.slot),
       ...meetsOf(terms, asked),
       valid_for_ms: validForMs,

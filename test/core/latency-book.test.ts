@@ -1,8 +1,9 @@
 import fc from "fast-check";
 import { expect, it } from "vitest";
 import { mulberry32 } from "../../src/base/random.ts";
-import { LatencyBook, type LatencyRole, latencyObserver } from "../../src/core/latency-book.ts";
+import { LatencyBook, type LatencyRole } from "../../src/core/latency-book.ts";
 import { ShapeLatency } from "../../src/core/latency-model.ts";
+import { latencyObserver } from "../../src/core/latency-observer.ts";
 import { coefficientsPerf, polynomialPerf } from "../../src/core/perf-model.ts";
 import { WorkerLoad } from "../../src/core/worker-load.ts";
 

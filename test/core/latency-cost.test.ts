@@ -1,17 +1,19 @@
 import { expect, it } from "vitest";
 import { mulberry32 } from "../../src/base/random.ts";
-import { bestFitScore } from "../../src/core/best-fit.ts";
+import { bestFitScore, defaultFit, plainFit } from "../../src/core/best-fit.ts";
 import type { LatencyTerms } from "../../src/core/cost-terms.ts";
 import { LatencyBook, type LatencyRole } from "../../src/core/latency-book.ts";
 import { defaultLatencyWeights, latencyCost } from "../../src/core/latency-cost.ts";
 import { ShapeLatency } from "../../src/core/latency-model.ts";
 import { polynomialPerf } from "../../src/core/perf-model.ts";
+import { forecastPrompt } from "../../src/core/prefill-plan.ts";
 import type { CostInput } from "../../src/core/worker-cost.ts";
 import golden from "../golden/routing-policies.json" with { type: "json" };
 
 const { setup, policies } = golden;
 const { block_size: blockSize, input_tokens: islTokens } = setup.request;
 const { workers } = setup;
+const { latencyShare } = defaultFit;
 const slots = Int32Array.from(workers.keys());
 
 const costWeights = {
@@ -76,8 +78,14 @@ function inputOf(more: Partial<CostInput> = {}): CostInput {
   };
 }
 
-function termsOf(book: LatencyBook, input: CostInput, weights = defaultLatencyWeights, gpus = 1) {
-  const cost = latencyCost({ book, weights, gpus });
+function termsOf(
+  book: LatencyBook,
+  input: CostInput,
+  weights = defaultLatencyWeights,
+  gpus = 1,
+  fit = defaultFit,
+) {
+  const cost = latencyCost({ book, weights, gpus, fit });
   const costs = new Float64Array(slots.length);
   expect(cost.price(input, slots, slots.length, costs)).toBe(0);
   const terms = cost.terms(input, slots, slots.length) as readonly LatencyTerms[];
@@ -175,9 +183,28 @@ it("compares by best fit under a target, in GPU time", () => {
     const gpuMs = 4 * (terms.ownPrefillMs + terms.harmMs);
     expect(terms.prefillGpuMs + terms.decodeGpuMs).toBeCloseTo(gpuMs, 9);
     const fit = { predictedMs: terms.ttftMs, gpuMs, gpus: 4 };
-    expect(terms.cost).toBeCloseTo(bestFitScore(fit, target), 6);
+    expect(terms.cost).toBeCloseTo(bestFitScore(fit, target, latencyShare), 6);
     expect(terms.cost >= 1e9).toBe(1.1 * terms.ttftMs > target);
   }
+});
+
+it("plans the queue of a prefill worker under a target, unless the plain rule is asked for", () => {
+  const book = bookOf("prefill");
+  const untargeted = termsOf(book, inputOf());
+  const plain = termsOf(book, inputOf({ fitTargetMs: 500 }), defaultLatencyWeights, 4, plainFit);
+  for (const [slot, terms] of plain.entries()) {
+    expect(terms.ttftMs).toBe(untargeted[slot]!.ttftMs);
+    const fit = { predictedMs: terms.ttftMs, gpuMs: terms.prefillGpuMs, gpus: 4 };
+    expect(terms.cost).toBe(bestFitScore(fit, 500));
+  }
+  const planned = termsOf(book, inputOf({ fitTargetMs: 500 }), defaultLatencyWeights, 4);
+  for (const [slot, { ttftMs, uncachedTokens, cachedTokens }] of planned.entries()) {
+    const forecast = { endMs: 0, breaksPromise: false };
+    const prompt = { nowMs: setup.now_ms, uncachedTokens, cachedTokens };
+    forecastPrompt(book.planAt(slot)!, prompt, book.modelAt(slot)!, forecast);
+    expect(ttftMs).toBe(forecast.endMs - setup.now_ms);
+  }
+  expect(bookOf("aggregated").planAt(0)).toBeUndefined();
 });
 
 it("charges a prompt of several passes for holding the worker that would be free first", () => {
@@ -191,7 +218,8 @@ it("charges a prompt of several passes for holding the worker that would be free
     expect(terms.frontGpuMs).toBeCloseTo(0.5 * 4 * heldMs, 6);
     const gpuMs = terms.prefillGpuMs + terms.decodeGpuMs;
     const fit = { predictedMs: terms.ttftMs, gpuMs, gpus: 4 };
-    expect(terms.cost).toBeCloseTo(bestFitScore(fit, 60_000) + terms.frontGpuMs, 6);
+    const score = bestFitScore(fit, 60_000, latencyShare);
+    expect(terms.cost).toBeCloseTo(score + terms.frontGpuMs, 6);
   }
   expect(found.filter(({ frontGpuMs }) => frontGpuMs > 0)).toHaveLength(1);
   for (const target of [undefined, 1]) {

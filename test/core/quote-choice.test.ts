@@ -3,6 +3,7 @@ import { expect, it } from "vitest";
 import { lateScore } from "../../src/core/best-fit.ts";
 import {
   bestQuote,
+  plainLive,
   poolPrices,
   type Quote,
   queueWaitMs,
@@ -16,7 +17,7 @@ const plain = { costShare: 1, gpus: undefined };
 function quoteOf(change: Partial<Quote>): Quote {
   return {
     ...{ predictedTtftMs: 100, predictedItlMs: 10, queueMs: 0, cachedTokens: 0 },
-    ...{ prefillGpuMs: 50, decodeGpuMs: 20, gpus: 1, validForMs: 50 },
+    ...{ prefillGpuMs: 50, decodeGpuMs: 20, gpus: 1, validForMs: 50, breaksPromise: false },
     ...change,
   };
 }
@@ -29,7 +30,7 @@ it.each(golden.cases)("picks between pools: $why", ({ quotes, target_ttft_ms, sc
       prefillGpuMs: given.prefill_gpu_ms,
       gpus: given.gpus,
     });
-    return { pool, ...scoreQuote({ quote, price: plain }, targets, "least_late") };
+    return { pool, ...scoreQuote({ quote, price: plain }, targets, plainLive) };
   });
   for (const [at, { score, late_ms }] of scores.entries()) {
     expect(scored[at]!.score / score).toBeCloseTo(1, 9);
@@ -42,7 +43,7 @@ it("counts a missed ITL of an agg pool as late, and TTFT before it", () => {
   const targets = { role: "agg" as const, ttftMs: 200, itlMs: 20 };
   const of = (change: Partial<Quote>) =>
     scoreQuote({ quote: quoteOf(change), price: plain }, targets);
-  expect(of({})).toEqual({ score: 80, meets: true, missed: [] });
+  expect(of({})).toEqual({ score: 75, meets: true, missed: [] });
   expect(of({ predictedItlMs: 20 }).meets).toBe(true);
   expect(of({ predictedItlMs: 23 })).toEqual({
     score: lateScore + 3,
@@ -71,8 +72,8 @@ it("gives a request that is late everywhere the cheapest pool, before that the l
   expect(pick(300, [cheap, fast])).toBe(fast);
   expect(pick(299, [cheap, fast])).toBe(cheap);
   expect(pick(299, [cheap, fast], "agg")).toBe(cheap);
-  // The wait still counts by what it costs: here 0.1 * 9,000 * 2.
-  const queued = { ...cheap, predictedTtftMs: 9000 };
+  // The wait still counts by what it costs: here 0.05 * 18,000 * 2.
+  const queued = { ...cheap, predictedTtftMs: 18_000 };
   expect(pick(299, [queued, fast])).toBe(fast);
 });
 
@@ -86,7 +87,7 @@ it("gives a decode request the least late pool", () => {
 it("charges what a role's pools do: prefill, decode, or both", () => {
   const quote = quoteOf({});
   const scoreOf = (role: Role) =>
-    scoreQuote({ quote, price: plain }, { role, ttftMs: 1000, itlMs: 1000 }).score;
+    scoreQuote({ quote, price: plain }, { role, ttftMs: 1000, itlMs: 1000 }, plainLive).score;
   expect([scoreOf("prefill"), scoreOf("decode"), scoreOf("agg")]).toEqual([60, 21, 80]);
 });
 
@@ -99,7 +100,7 @@ it("scales GPU time by price and GPUs of the config, never beyond what a miss sc
   expect(poolPrices([{}, { gpus: 2 }]).map(({ costShare }) => costShare)).toEqual([1, 1]);
   const quote = quoteOf({ gpus: 2 });
   const targets = { role: "prefill" as const, ttftMs: 1000, itlMs: undefined };
-  const scores = prices.map((price) => scoreQuote({ quote, price }, targets).score);
+  const scores = prices.map((price) => scoreQuote({ quote, price }, targets, plainLive).score);
   expect(scores).toEqual([0.25 * (50 + 0.1 * 100 * 2), 2 * 50 + 0.1 * 100 * 4]);
 });
 
@@ -143,4 +144,24 @@ it("finds the best of all workers among the best of each pool", () => {
       expect(bestQuote(bestOfEach, 0)?.score).toBe(Math.min(...all));
     }),
   );
+});
+
+it("takes a quote that breaks a promise only where every other one is late", () => {
+  const targets = { role: "prefill" as const, ttftMs: 1000, itlMs: undefined };
+  const pick = (quotes: readonly Partial<Quote>[]) => {
+    const scored = quotes.map((quote, pool) => {
+      return { pool, ...scoreQuote({ quote: quoteOf(quote), price: plain }, targets) };
+    });
+    return bestQuote(scored, -1)?.pool;
+  };
+  const breaking = { breaksPromise: true };
+  expect(pick([breaking, { prefillGpuMs: 900_000 }])).toBe(1);
+  expect(pick([breaking, { predictedTtftMs: 950 }])).toBe(0);
+  const late = { predictedTtftMs: 3000 };
+  expect(
+    pick([
+      { ...late, ...breaking },
+      { ...late, prefillGpuMs: 900_000 },
+    ]),
+  ).toBe(1);
 });

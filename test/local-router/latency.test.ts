@@ -1,5 +1,5 @@
 import { expect, it } from "vitest";
-import { bestFitScore } from "../../src/core/best-fit.ts";
+import { bestFitScore, defaultFit } from "../../src/core/best-fit.ts";
 import type { Receipt } from "../../src/protocol/requests.ts";
 import { blockSize, configOf, promptOf, startPool } from "./pool-rig.ts";
 
@@ -150,7 +150,8 @@ it("takes the cheapest worker in time, and nobody being in time the least late",
     const scores = candidates.map(({ worker_id, terms, cost }) => {
       const gpuMs = 4 * ((terms["own_prefill_ms"] ?? 0) + (terms["decode_harm_ms"] ?? 0));
       const predictedMs = terms["predicted_ttft_ms"] ?? 0;
-      const score = bestFitScore({ predictedMs, gpuMs, gpus: 4 }, target);
+      const fit = { predictedMs, gpuMs, gpus: 4 };
+      const score = bestFitScore(fit, target, defaultFit.latencyShare);
       expect(cost / score).toBeCloseTo(1, 9);
       return { worker_id, score };
     });

@@ -1,0 +1,218 @@
+/**
+ * When a worker will be done with its queue of prompts, planned as its engine will compute them: in
+ * the order they came, `M` tokens a pass, and nobody joins a pass that runs.
+ *
+ *   M = 8192     a 5000   b 6000
+ *   passes     [ a 5000 · b 3192 ][ b 2808        ]
+ *              ▲ startMs            ▲ tail         ▲ endMs: free, first token of b
+ *   c 7000, before the tail begins:
+ *              [ a 5000 · b 3192 ][ b 2808 · c 5384 ][ c 1616 ]
+ *                                   the tail is longer, b comes later
+ *
+ * Every first token is the end of a pass: what that pass computed of younger prompts is done, and the
+ * rest is planned anew from there, so that errors do not add up.
+ *
+ * Invariants: passes lie back to back, all but the tail and the running one are full; a request
+ * belongs to the pass that ends it; `keepMs` is the earliest time by which the tail has to end for a
+ * first token that is expected in time.
+ */
+import type { WorkerLatency } from "./latency-model.ts";
+
+export interface PlannedPass {
+  startMs: number;
+  endMs: number;
+  tokens: number;
+  /** Sum of n * (context + n / 2) over its chunks of n tokens. */
+  attention: number;
+  keepMs: number;
+  /** All passes since the plan's start up to its end. */
+  readonly done: PlannedWork;
+}
+
+export interface PlannedWork {
+  passes: number;
+  tokens: number;
+  attention: number;
+}
+
+export interface PrefillPlan {
+  /** The queue's last pass; undefined = nothing is queued. */
+  tail: PlannedPass | undefined;
+  /** End of the last pass that is known to be over. */
+  startMs: number;
+}
+
+export interface PlannedPrompt {
+  readonly nowMs: number;
+  /** Left to compute, and what is there before that. */
+  readonly uncachedTokens: number;
+  readonly cachedTokens: number;
+}
+
+/** A request in the queue. */
+export interface PlannedRequest {
+  readonly uncachedTokens: number;
+  readonly cachedTokens: number;
+  readonly dispatchedMs: number;
+  /** When its first token is due; Infinity = nobody was told. */
+  readonly deadlineMs: number;
+  /** Of the uncached tokens, computed before the plan's start. */
+  doneTokens: number;
+  /** The pass that ends it; undefined = it is computed, or nothing is planned. */
+  pass: PlannedPass | undefined;
+  readonly younger: PlannedRequest | undefined;
+}
+
+/** What becomes of a queue with one more prompt. */
+export interface Forecast {
+  /** First token of the prompt. */
+  endMs: number;
+  /** A first token that is expected in time would be late by sharing its pass. */
+  breaksPromise: boolean;
+}
+
+export function emptyPlan(): PrefillPlan {
+  return { tail: undefined, startMs: 0 };
+}
+
+/** Fills `forecast` for `prompt` behind the plan's queue. */
+export function forecastPrompt(
+  { tail }: PrefillPlan,
+  prompt: PlannedPrompt,
+  model: WorkerLatency,
+  forecast: Forecast,
+): void {
+  const { nowMs, uncachedTokens, cachedTokens } = prompt;
+  const joined = joinedTokens(tail, prompt, model);
+  let startMs = nowMs;
+  forecast.breaksPromise = false;
+  if (tail && joined > 0) {
+    startMs = joinedEndMs(tail, prompt, joined, model);
+    forecast.breaksPromise = startMs > tail.keepMs;
+  } else if (tail) startMs = Math.max(nowMs, tail.endMs);
+  const rest = uncachedTokens - joined;
+  forecast.endMs = rest > 0 ? startMs + passesMs(model, rest, cachedTokens + joined) : startMs;
+}
+
+/** Puts a request behind the queue; `nowMs` is when it came or the plan's start. */
+export function planRequest(
+  plan: PrefillPlan,
+  request: PlannedRequest,
+  model: WorkerLatency,
+): void {
+  if (!plan.tail) plan.startMs = Math.max(plan.startMs, request.dispatchedMs);
+  const prompt = {
+    nowMs: Math.max(plan.startMs, request.dispatchedMs),
+    uncachedTokens: request.uncachedTokens - request.doneTokens,
+    cachedTokens: request.cachedTokens + request.doneTokens,
+  };
+  const joined = joinedTokens(plan.tail, prompt, model);
+  if (plan.tail && joined > 0) joinTail(plan.tail, prompt, joined, model);
+  if (prompt.uncachedTokens > joined) appendPasses(plan, prompt, joined, model);
+  const tail = plan.tail as PlannedPass;
+  request.pass = tail;
+  if (tail.endMs <= request.deadlineMs) tail.keepMs = Math.min(tail.keepMs, request.deadlineMs);
+}
+
+/** `pass` is over: counts what it and those before it computed of the queue from `oldest` on. */
+export function passEnded(pass: PlannedPass, oldest: PlannedRequest | undefined): void {
+  let left = pass.done.tokens;
+  for (let request = oldest; request && left > 0; request = request.younger) {
+    const tokens = Math.min(left, request.uncachedTokens - request.doneTokens);
+    request.doneTokens += tokens;
+    left -= tokens;
+  }
+}
+
+/** Plans the queue from `oldest` on anew; the passes before `startMs` are over. */
+export function replan(
+  plan: PrefillPlan,
+  oldest: PlannedRequest | undefined,
+  startMs: number,
+  model: WorkerLatency,
+): void {
+  plan.tail = undefined;
+  plan.startMs = startMs;
+  for (let request = oldest; request; request = request.younger) {
+    request.pass = undefined;
+    if (request.doneTokens < request.uncachedTokens) planRequest(plan, request, model);
+  }
+}
+
+/** Tokens of the prompt that the tail takes; a pass that has begun takes none. */
+function joinedTokens(
+  tail: PlannedPass | undefined,
+  { nowMs, uncachedTokens }: PlannedPrompt,
+  model: WorkerLatency,
+): number {
+  if (!tail || tail.startMs < nowMs) return 0;
+  return Math.min(uncachedTokens, model.shape.limits.batchTokens - tail.tokens);
+}
+
+function joinedEndMs(
+  { startMs, tokens, attention }: PlannedPass,
+  { cachedTokens }: PlannedPrompt,
+  joined: number,
+  model: WorkerLatency,
+): number {
+  const joinedAttention = joined * (cachedTokens + joined / 2);
+  return startMs + model.prefillMs(tokens + joined, attention + joinedAttention);
+}
+
+function joinTail(
+  tail: PlannedPass,
+  prompt: PlannedPrompt,
+  joined: number,
+  model: WorkerLatency,
+): void {
+  const attention = joined * (prompt.cachedTokens + joined / 2);
+  tail.endMs = joinedEndMs(tail, prompt, joined, model);
+  tail.tokens += joined;
+  tail.attention += attention;
+  tail.done.tokens += joined;
+  tail.done.attention += attention;
+  if (tail.endMs > tail.keepMs) tail.keepMs = Number.POSITIVE_INFINITY;
+}
+
+/** The passes of a prompt behind those it joined. */
+function appendPasses(
+  plan: PrefillPlan,
+  { nowMs, uncachedTokens, cachedTokens }: PlannedPrompt,
+  joined: number,
+  model: WorkerLatency,
+): void {
+  const { tail } = plan;
+  const { batchTokens } = model.shape.limits;
+  const rest = uncachedTokens - joined;
+  const context = cachedTokens + joined;
+  const tokens = ((rest - 1) % batchTokens) + 1;
+  const full = rest - tokens;
+  const freeMs = tail ? Math.max(tail.endMs, nowMs) : nowMs;
+  const startMs = full > 0 ? freeMs + passesMs(model, full, context) : freeMs;
+  const attention = tokens * (context + full + tokens / 2);
+  const before = tail?.done ?? { passes: 0, tokens: 0, attention: 0 };
+  plan.tail = {
+    startMs,
+    endMs: startMs + model.prefillMs(tokens, attention),
+    tokens,
+    attention,
+    keepMs: Number.POSITIVE_INFINITY,
+    done: {
+      passes: before.passes + full / batchTokens + 1,
+      tokens: before.tokens + rest,
+      attention: before.attention + rest * (context + rest / 2),
+    },
+  };
+}
+
+/** Time of `tokens` > 0 of one prompt behind `context` in passes of their own, the last one partly. */
+function passesMs(model: WorkerLatency, tokens: number, context: number): number {
+  const { batchTokens } = model.shape.limits;
+  const last = ((tokens - 1) % batchTokens) + 1;
+  const full = tokens - last;
+  const lastMs = model.prefillMs(last, last * (context + full + last / 2));
+  if (full === 0) return lastMs;
+  // Full passes are equally long but for their context, which grows evenly.
+  const fullMs = model.prefillMs(batchTokens, batchTokens * (context + full / 2));
+  return lastMs + (full / batchTokens) * fullMs;
+}

@@ -349,7 +349,7 @@ export const processMetrics = {
   tiergrid_bus_handler_errors_total: counter("Handlers that threw"),
   tiergrid_instances: gauge("Instances seen", ["component", "state"]),
   tiergrid_inhibitions_total: counter("Instances held out for a while", ["cause"]),
-  tiergrid_event_loop_delay_seconds: histogram("Lateness of a 20 ms timer", buckets.loopDelay),
+  tiergrid_event_loop_delay_seconds: histogram("Lateness of a 50 ms timer", buckets.loopDelay),
   tiergrid_event_loop_stalls_total: counter("Timers more than 5 ms late"),
   tiergrid_event_loop_utilization: gauge("Busy share of the event loop since the last scrape"),
   tiergrid_heap_used_bytes: gauge("JavaScript heap in use"),

@@ -6,7 +6,8 @@ import type { Metrics } from "./metrics.ts";
 
 export type ProcessMetrics = Metrics<typeof processMetrics>;
 
-export const loopTimerMs = 20;
+/** A sample, not a watch: a stall counts in proportion to its length, as it delays what arrives. */
+export const loopTimerMs = 50;
 /** A timer later than this counts as a stall. */
 export const stallMs = 5;
 

@@ -13,6 +13,7 @@
 import { type CancelTimer, type Clock, sleep } from "../base/clock.ts";
 import { TiergridError, toTiergridError } from "../base/errors.ts";
 import { type Random, randomHex128 } from "../base/random.ts";
+import { readReplies, replyToken } from "../protocol/reply-bundle.ts";
 import {
   type BusRole,
   checkQueue,
@@ -113,7 +114,7 @@ export async function connectNatsBus(options: NatsBusOptions): Promise<Bus> {
     inbox,
     totals,
     failed: handlerErrorCounter(totals, options.onHandlerError),
-    requests: new RequestBook(options.clock, `${inbox}.rq`),
+    requests: new RequestBook(options.clock, `${inbox}.${replyToken}`),
     subscribers: new Set(),
     inboxSubscribers: new SubjectTable(),
     stateListeners: new Set(),
@@ -242,11 +243,16 @@ function attach(session: Session, life: NatsClient, subscriber: Subscriber): voi
 
 /** Replies and streams of this connection, told apart here instead of by the server. */
 function attachInbox(session: Session, life: NatsClient): void {
-  const replies = `${session.inbox}.rq.`;
+  const bundles = `${session.inbox}.${replyToken}`;
+  const replies = `${bundles}.`;
   life.subscribe(`${session.inbox}.>`, (raw) => {
-    session.totals.messagesIn += 1;
     session.totals.bytesIn += raw.data.length;
     const { subject } = raw;
+    if (subject === bundles) {
+      settleBundle(session, replies, raw.data);
+      return;
+    }
+    session.totals.messagesIn += 1;
     const message = new NatsMessage(raw);
     if (!subject.startsWith(replies)) {
       for (const subscriber of session.inboxSubscribers.match(subject)) {
@@ -256,6 +262,19 @@ function attachInbox(session: Session, life: NatsClient): void {
       session.requests.fail(subject, "no_responders", "nobody serves the subject");
     } else session.requests.settle(message);
   });
+}
+
+/** Replies that travelled together; what is cut off is counted, and its requests time out. */
+function settleBundle(session: Session, replies: string, bytes: Uint8Array): void {
+  try {
+    readReplies(bytes, (id, payload) => {
+      session.totals.messagesIn += 1;
+      const subject = replies + id;
+      session.requests.settle({ subject, payload, reply: undefined, headers: undefined });
+    });
+  } catch (error) {
+    session.failed(error, replies);
+  }
 }
 
 async function flush(session: Session): Promise<void> {

@@ -1,13 +1,16 @@
 /**
  * What one connection publishes within a loop turn, as protocol text in one block of memory that
- * goes to the socket in one write when the turn ends, or up to half a millisecond after the last
- * write while turn after turn adds to it:
+ * goes to the socket in one write when the turn ends, or up to a millisecond after the last write
+ * while turn after turn adds to it:
  *
  *   block  PUB tg.w.a.gen _R.x.1 12␍␊ payload ␍␊  PUB ...            0 .. used .. blockBytes
+ *   run    replies to one requester, one after the other: one message of the block when it ends
  *
  * The client's own way encodes, queues and joins each message anew: twice the time. Writes
  * are a quarter to a third of a busy process, and reads of the server and the receiver follow them, so
  * turns that follow each other closely share one; after a pause nothing waits beyond its own turn.
+ *   - Replies to one requester with nothing between them travel as one message (`reply-bundle.ts`):
+ *     the server and the requester handle messages, not bytes.
  *   - Messages leave in the order of `publish`, each whole. The client writes its own commands
  *     (SUB, PING) beside them, between two messages.
  *   - A full block is written at once, so at most `blockBytes` wait here. A payload of
@@ -16,6 +19,7 @@
  *     a new one is filled.
  */
 import type { Clock } from "../base/clock.ts";
+import { ReplyBundle, replyPrefixLength } from "../protocol/reply-bundle.ts";
 import type { PublishOptions } from "./bus.ts";
 
 /** The part of a socket that is used. */
@@ -29,7 +33,9 @@ export interface OutboxSocket {
 const blockBytes = 65_536;
 const ownWriteBytes = 16_384;
 /** So long after a write the next one waits while every loop turn adds to it. */
-const gatherMs = 0.5;
+const gatherMs = 1;
+/** Below `ownWriteBytes`: a run's bytes are always copied. */
+const runBytesMax = 16_000;
 const lineEnd = Buffer.from("\r\n");
 
 export class NatsOutbox {
@@ -37,6 +43,9 @@ export class NatsOutbox {
   readonly #clock: Clock;
   #block: Buffer = Buffer.allocUnsafeSlow(blockBytes);
   #used = 0;
+  readonly #run = new ReplyBundle(runBytesMax);
+  /** Subject of the run's bundle. */
+  #runTo = "";
   /** Bytes that waited when the last turn ended, and when bytes were written last. */
   #seen = 0;
   #writtenMs = Number.NEGATIVE_INFINITY;
@@ -50,11 +59,38 @@ export class NatsOutbox {
 
   /** Bytes that wait for the end of the turn. */
   get bytes(): number {
-    return this.#used;
+    return this.#used + this.#run.bytes;
   }
 
   /** Subject, reply and headers are ASCII and hold no line end: the bus has checked them. */
   publish(subject: string, payload: Uint8Array, options: PublishOptions | undefined): void {
+    const isPlain = options?.reply === undefined && options?.headers === undefined;
+    const prefixLength = isPlain ? replyPrefixLength(subject) : 0;
+    if (prefixLength === 0 || !this.#addReply(subject, prefixLength, payload)) {
+      this.#endRun();
+      this.#put(subject, payload, options);
+    }
+    if (!this.#armed) this.#arm();
+  }
+
+  /** Adds to the run, or starts one; false for a reply too large for any. */
+  #addReply(subject: string, prefixLength: number, payload: Uint8Array): boolean {
+    const id = subject.slice(prefixLength + 1);
+    const continues = this.#run.count > 0 && subject.startsWith(this.#runTo);
+    if (continues && prefixLength === this.#runTo.length && this.#run.add(id, payload)) return true;
+    this.#endRun();
+    this.#runTo = subject.slice(0, prefixLength);
+    return this.#run.add(id, payload);
+  }
+
+  #endRun(): void {
+    const { count, id } = this.#run;
+    if (count === 0) return;
+    const subject = count === 1 ? `${this.#runTo}.${id}` : this.#runTo;
+    this.#put(subject, this.#run.take(), undefined);
+  }
+
+  #put(subject: string, payload: Uint8Array, options: PublishOptions | undefined): void {
     const headers = options?.headers === undefined ? "" : headerText(options.headers);
     const to = options?.reply === undefined ? subject : `${subject} ${options.reply}`;
     const bytes = payload.length + headers.length;
@@ -72,7 +108,6 @@ export class NatsOutbox {
     this.#used += payload.length;
     this.#block[this.#used++] = 13;
     this.#block[this.#used++] = 10;
-    if (!this.#armed) this.#arm();
   }
 
   #arm(): void {
@@ -84,16 +119,17 @@ export class NatsOutbox {
   readonly #endTurn = (): void => {
     this.#armed = false;
     const gathers = this.#clock.nowMs() - this.#writtenMs < gatherMs;
-    if (!gathers || this.#used <= this.#seen) {
+    if (!gathers || this.bytes <= this.#seen) {
       this.flush();
       return;
     }
-    this.#seen = this.#used;
+    this.#seen = this.bytes;
     this.#arm();
   };
 
   /** Writes what waits. */
   flush(): void {
+    this.#endRun();
     if (this.#used === 0) return;
     const socket = this.#socket();
     const bytes = this.#block.subarray(0, this.#used);

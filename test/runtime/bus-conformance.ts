@@ -181,6 +181,26 @@ export function busConformance(start: () => Promise<BusUnderTest>): void {
     expect(replies.map(text)).toEqual(["re: a", "re: b", "re: c"]);
   });
 
+  it("tells apart the replies that one turn gives to many requests", async () => {
+    const subject = fresh();
+    const waiting: BusMessage[] = [];
+    const count = 500;
+    far.subscribe(subject, (message) => {
+      if (waiting.push(message) < count) return;
+      for (const { reply = "", payload } of waiting.reverse()) far.publish(reply, payload);
+    });
+    await far.flush();
+    const sizes = Array.from({ length: count }, (_, index) => (31 * index) % 1_300);
+    const asked = sizes.map((size, index) => {
+      return near.request(subject, new Uint8Array(size).fill(index), { timeoutMs: 5000 });
+    });
+    const replies = (await Promise.all(asked)).map(({ payload }) => payload);
+    expect(replies.map(({ length }) => length)).toEqual(sizes);
+    for (const [index, payload] of replies.entries()) {
+      expect(payload.every((byte) => byte === (index & 255))).toBe(true);
+    }
+  });
+
   it("passes an empty reply on", async () => {
     const subject = fresh();
     far.subscribe(subject, (message) => far.publish(message.reply ?? "", new Uint8Array(0)));

@@ -52,6 +52,9 @@ export interface KvRouterConfig {
   readonly routerKvUsageWeight: number;
   readonly routerExpectedOutputTokens: number;
   readonly routerGpusPerWorker: number;
+  readonly routerFitLatencyShare: number;
+  readonly routerFitFrontShare: number;
+  readonly routerFitKeepsPromises: boolean;
   /** Profile of workers that announce none, as `readPerfModel` takes it; null = polynomial. */
   readonly routerPerfModel: unknown;
 }
@@ -96,6 +99,9 @@ export const defaultKvRouterConfig: KvRouterConfig = Object.freeze({
   routerKvUsageWeight: 1,
   routerExpectedOutputTokens: 340,
   routerGpusPerWorker: 1,
+  routerFitLatencyShare: 0.05,
+  routerFitFrontShare: 0.5,
+  routerFitKeepsPromises: true,
   routerPerfModel: null,
 });
 
@@ -328,6 +334,9 @@ function warningsOf(config: KvRouterConfig, given: Settings): ConfigFault[] {
     "router_kv_usage_weight",
     "router_expected_output_tokens",
     "router_gpus_per_worker",
+    "router_fit_latency_share",
+    "router_fit_front_share",
+    "router_fit_keeps_promises",
     "router_perf_model",
   ];
   const isLatency = config.routerCostMode === "latency";

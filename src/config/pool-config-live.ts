@@ -4,6 +4,7 @@
  * file without them keeps its version.
  */
 import type { PoolPlan } from "../core/pool-choice.ts";
+import { defaultLive, type LateRule, type LiveRules } from "../core/quote-choice.ts";
 import type { Role, SlaGrid } from "../core/sla-grid.ts";
 import { type FileObject, fallbacksKey, type JsonObject, metadataKey } from "./pool-config-keys.ts";
 
@@ -15,6 +16,7 @@ export interface QuoteRules {
   readonly quoteDeadlineMs: number;
   /** Refuse what no pool can serve within its targets. */
   readonly refuse: boolean;
+  readonly rules: LiveRules;
 }
 
 /** What a file says about a pool besides where it is; absent = it says nothing. */
@@ -32,6 +34,10 @@ export function buildQuoting(strategy: FileObject): QuoteRules {
     selection: (strategy["selection"] ?? "grid") as SelectionMode,
     quoteDeadlineMs: (live["quote_deadline_ms"] ?? 20) as number,
     refuse: (live["refuse"] ?? false) as boolean,
+    rules: {
+      lateRule: (live["late_rule"] ?? defaultLive.lateRule) as LateRule,
+      latencyShare: (live["latency_share"] ?? defaultLive.latencyShare) as number,
+    },
   };
 }
 
@@ -64,9 +70,12 @@ export function buildCellPlans(
 }
 
 /** Keys of a strategy's normal form; none while the grid alone decides. */
-export function normalQuoting({ selection, quoteDeadlineMs, refuse }: QuoteRules): JsonObject {
+export function normalQuoting(quoting: QuoteRules): JsonObject {
+  const { selection, quoteDeadlineMs, refuse } = quoting;
   if (selection === "grid") return {};
-  return { selection, live: { quote_deadline_ms: quoteDeadlineMs, refuse } };
+  const { lateRule, latencyShare } = quoting.rules;
+  const rules = { late_rule: lateRule, latency_share: latencyShare };
+  return { selection, live: { quote_deadline_ms: quoteDeadlineMs, refuse, ...rules } };
 }
 
 /** Normal form of metadata, one object per pool. */

@@ -119,7 +119,7 @@ function scoreOf(
   quote: Quote,
 ): QuoteScore {
   const price = poolPrices(role.pools)[pool] ?? { costShare: 1, gpus: undefined };
-  return scoreQuote({ quote, price }, targets);
+  return scoreQuote({ quote, price }, targets, role.quoting.rules);
 }
 
 function settle(

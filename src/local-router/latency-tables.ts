@@ -55,7 +55,12 @@ export function startLatencyTables(
     decodeHarm: config.routerDecodeHarmWeight,
     kvUsage: config.routerKvUsageWeight,
   };
-  const cost = { book, weights, gpus: config.routerGpusPerWorker };
+  const fit = {
+    latencyShare: config.routerFitLatencyShare,
+    frontShare: config.routerFitFrontShare,
+    keepsPromises: config.routerFitKeepsPromises,
+  };
+  const cost = { book, weights, gpus: config.routerGpusPerWorker, fit };
   const added = ({ inst, card, slots }: PoolWorker): void => {
     const key = shapeKeyOf(card);
     let shape = shapes.get(key);

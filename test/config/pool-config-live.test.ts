@@ -72,6 +72,22 @@ const wrong: readonly [string, Json, Json, string, string, string][] = [
     "above-maximum",
     "at most 1000, got 1001",
   ],
+  [
+    "a late rule that there is not",
+    { live: { late_rule: "least-late" } },
+    {},
+    `${at}/live/late_rule`,
+    "not-allowed",
+    "least_late",
+  ],
+  [
+    "a latency share above 1",
+    { live: { latency_share: 1.5 } },
+    {},
+    `${at}/live/latency_share`,
+    "above-maximum",
+    "got 1.5",
+  ],
   ["refuse as text", { live: { refuse: "yes" } }, {}, `${at}/live/refuse`, "wrong-type", '"yes"'],
   [
     "fallbacks without lists in the cells",
@@ -238,7 +254,7 @@ it("writes every default of what is used into the normal form, which loads to it
   expect(normal["agg_pool_metadata"]).toEqual(agg_pool_metadata);
   expect(normal["agg_pool_selection_strategy"]).toMatchObject({
     selection: "live",
-    live: { quote_deadline_ms: 20, refuse: false },
+    live: { quote_deadline_ms: 20, refuse: false, late_rule: "cheapest", latency_share: 0.05 },
     agg_pool_fallbacks,
   });
   const again = configOf(normal);

@@ -12,6 +12,8 @@
 import type { Random } from "../../base/random.ts";
 import {
   bestQuote,
+  defaultLive,
+  plainLive,
   poolPrices,
   type QuoteScore,
   type QuoteTargets,
@@ -89,6 +91,7 @@ function liveChoice(input: PoolChoiceInput): PickPool {
   const { pools, selector, prior, targetsOf, random } = input;
   const prices = poolPrices(pools.map(({ costPerSecond }) => ({ costPerSecond })));
   const all = [...pools.keys()];
+  const rules = selector.plainFit ? plainLive : defaultLive;
   return (place, arrival, routers) => {
     const targets = targetsOf(place);
     const fitTargetMs = targets.role === "decode" ? targets.itlMs : targets.ttftMs;
@@ -98,7 +101,7 @@ function liveChoice(input: PoolChoiceInput): PickPool {
         const price = prices[pool];
         const router = routers[pool];
         if (!price || !router || random() < selector.quoteLoss) return [];
-        return [{ pool, ...scoreQuote({ quote: router.quote(question), price }, targets) }];
+        return [{ pool, ...scoreQuote({ quote: router.quote(question), price }, targets, rules) }];
       });
     const gridPool = prior[place] ?? 0;
     if (selector.type === "live") return { pool: settled(ask(all), gridPool), fitTargetMs };

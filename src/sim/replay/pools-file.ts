@@ -74,6 +74,8 @@ export interface Selector {
   readonly inverted: boolean;
   /** Every worker may use every block that is cached anywhere: a bound, not a choice. */
   readonly sharedCache: boolean;
+  /** The best fit as it was published, without what came after it. */
+  readonly plainFit: boolean;
   /** A round of quotes takes so long. */
   readonly quoteMs: number;
   /** Share of the quotes that miss their deadline. */
@@ -132,6 +134,7 @@ interface RawSelector {
   readonly wrong_cells: number;
   readonly inverted: boolean;
   readonly shared_cache: boolean;
+  readonly plain_fit: boolean;
   readonly quote_ms: number;
   readonly quote_loss: number;
 }
@@ -267,6 +270,7 @@ function selectorOf(raw: RawSelector, folder: string): Selector {
     wrongCells: wrong_cells,
     inverted: raw.inverted,
     sharedCache: raw.shared_cache,
+    plainFit: raw.plain_fit,
     quoteMs: quote_ms,
     quoteLoss: quote_loss,
   };

@@ -3,6 +3,7 @@
  * all classes and over each, and a detailed run. Equal plans give equal reports.
  */
 import { mulberry32 } from "../../base/random.ts";
+import { plainFit } from "../../core/best-fit.ts";
 import { defaultLatencyWeights } from "../../core/latency-cost.ts";
 import type { QuoteTargets } from "../../core/quote-choice.ts";
 import { type AnswerTimes, drawClasses, meetsDeadline, meetsFirst } from "../attainment.ts";
@@ -144,7 +145,8 @@ async function runOptions(
   };
   const policy = selector.sharedCache ? "shared-cache" : "latency";
   const replayPools = pools.map(({ engine, workers, gpus, profile }) => {
-    return { engine, workers, gpus, profile, policy, weights } as const;
+    const fit = selector.plainFit ? plainFit : undefined;
+    return { engine, workers, gpus, profile, policy, weights, fit } as const;
   });
   return () => {
     const choice = { pools, selector, prior, targetsOf, random: mulberry32(seed + choiceDraws) };

@@ -8,6 +8,7 @@
 import { TiergridError } from "../../base/errors.ts";
 import { mulberry32, type Random } from "../../base/random.ts";
 import { choiceSettings, defaultKvRouterConfig } from "../../config/kv-router-config.ts";
+import type { FitRules } from "../../core/best-fit.ts";
 import {
   type ChoiceRequest,
   type ChoiceSettings,
@@ -47,6 +48,7 @@ export interface ReplayRouterOptions {
   readonly gpus?: number | undefined;
   /** In place of the policy's weights, where it prices in milliseconds. */
   readonly weights?: LatencyWeights | undefined;
+  readonly fit?: FitRules | undefined;
   /** Routers of all pools of the run, when all are made; for caches that all share. */
   readonly routers?: readonly ReplayRouter[] | undefined;
 }
@@ -335,7 +337,7 @@ type Mutable<Fields> = { -readonly [Name in keyof Fields]: Fields[Name] };
 
 function tablesOf(
   kind: PolicyKind,
-  { engine, seed, profile, gpus = 1, weights }: ReplayRouterOptions,
+  { engine, seed, profile, gpus = 1, weights, fit }: ReplayRouterOptions,
   workerIds: readonly string[],
   load: WorkerLoad,
 ): ChoiceTables {
@@ -348,7 +350,7 @@ function tablesOf(
   const shape = new ShapeLatency(profile ?? engine.perf, limits, false, kind.learns ?? true);
   const book = new LatencyBook({ role, blockSize, load, random: mulberry32(seed + 2) });
   for (const slot of workerIds.keys()) book.addHolder(slot, shape);
-  return latencyChoiceTables(roster, load, { book, weights: weights ?? kind.latency, gpus });
+  return latencyChoiceTables(roster, load, { book, weights: weights ?? kind.latency, gpus, fit });
 }
 
 function settingsOf(

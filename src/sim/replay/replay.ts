@@ -9,6 +9,7 @@
  * an idle engine takes all requests of one instant into its first pass.
  */
 import type { Clock } from "../../base/clock.ts";
+import type { FitRules } from "../../core/best-fit.ts";
 import type { LatencyWeights } from "../../core/latency-cost.ts";
 import type { PerfModel } from "../../core/perf-model.ts";
 import type { MockEngineConfig } from "../../worker/mock-engine-config.ts";
@@ -31,6 +32,8 @@ export interface ReplayPool {
   readonly gpus?: number;
   /** In place of the policy's weights, where it prices in milliseconds. */
   readonly weights?: LatencyWeights | undefined;
+  /** Of choices under a target; the usual ones when left out. */
+  readonly fit?: FitRules | undefined;
   /** Workers that come later, the last ones. */
   readonly late?: LateWorkers | undefined;
   /** As the setting `router_herd_guard`; on when left out. */

@@ -51,6 +51,7 @@ function selector(part: Partial<Selector>): Selector {
     wrongCells: 0,
     inverted: false,
     sharedCache: false,
+    plainFit: false,
     quoteMs: 0,
     quoteLoss: 0,
     ...part,
@@ -168,6 +169,19 @@ it("carries more load by quotes than by a grid or at random, and less than with 
   expect(grid).toBeGreaterThan((random ?? 1) + 0.02);
   expect(bound).toBeGreaterThanOrEqual((live ?? 1) - 0.01);
   expect(reports.get("live")?.pools.map(({ share }) => share > 0.05)).toEqual([true, true]);
+});
+
+it("carries more load than by the plain best fit", async () => {
+  const layout = "TP2 x 4 + TP4 x 4 + TP8 x 1";
+  const [only] = pick(readPoolsFile(prefill, 512, folder), layout, []).layouts;
+  const selectors = [selector({ name: "plain", plainFit: true }), selector({ name: "live" })];
+  const file = {
+    ...readPoolsFile(prefill, 512, folder),
+    layouts: only ? [{ ...only, selectors }] : [],
+  };
+  const reports = await attained(planOf(file, { speed: 2.4 }));
+  const [plain, live] = ["plain", "live"].map((name) => reports.get(name)?.attainment ?? 0);
+  expect(live).toBeGreaterThan((plain ?? 1) + 0.01);
 });
 
 it("chooses decode pools by the time between tokens", async () => {

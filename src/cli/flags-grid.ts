@@ -95,6 +95,7 @@ export const gridShowFlags = {
     group: "Output",
     help: "Writes a page with the picture, pools and rules to this file; it loads nothing.",
   },
+  ...jsonFlag,
 } as const satisfies FlagTable;
 export type GridShowOptions = OptionsOf<typeof gridShowFlags>;
 

@@ -5,12 +5,12 @@ import { type ConfigFault, childPointer, formatFault, sortFaults } from "../conf
 import { type GridCurves, loadGridCurves } from "../config/grid-curves.ts";
 import type { PoolConfig, RolePools } from "../config/pool-config.ts";
 import { boundKey, mappingKey, namespacesKey, strategyKey } from "../config/pool-config-keys.ts";
-import { cellsOf } from "../core/grid-builder.ts";
 import { type FindingPlace, lintGrid } from "../core/grid-lint.ts";
 import { type GridTraffic, trafficOf } from "../core/grid-traffic.ts";
-import { cellText, type Role } from "../core/sla-grid.ts";
+import type { Role } from "../core/sla-grid.ts";
 import type { GridLintOptions, gridLintFlags } from "./flags-grid.ts";
 import { jsonText, loadGrid, type Print } from "./grid-file.ts";
+import { trafficJson } from "./grid-json.ts";
 import { trafficRequests } from "./grid-requests.ts";
 
 /** A note is told, a warning makes the command exit with 1. */
@@ -114,17 +114,9 @@ function jsonOf(
   findings: readonly LintLine[],
   traffic: ReadonlyMap<Role, GridTraffic>,
 ): object {
-  const seen = roles.flatMap(({ role, grid, pools }) => {
-    const sorted = traffic.get(role);
-    if (!sorted) return [];
-    const cells = cellsOf(grid.axes).map((cell, flat) => ({
-      cell: cellText(cell),
-      pool: pools[grid.poolOfCell[flat] ?? -1]?.namespace,
-      ...sorted.cells[flat],
-    }));
-    const byPool = pools.map(({ namespace }, at) => ({ pool: namespace, ...sorted.pools[at] }));
-    const { overrides, clamped } = sorted;
-    return [{ role, ...sorted.total, cells, pools: byPool, overrides, clamped }];
+  const seen = roles.flatMap((pools) => {
+    const sorted = traffic.get(pools.role);
+    return sorted ? [trafficJson(pools, sorted)] : [];
   });
   return { config_version: version, findings, ...(seen.length > 0 && { traffic: seen }) };
 }

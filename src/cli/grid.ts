@@ -9,11 +9,12 @@ import { axisJson, overrideJson } from "../global-router/decision-json.ts";
 import type { ExplainOptions, explainFlags } from "./flags-explain.ts";
 import type { gridShowFlags } from "./flags-grid.ts";
 import { jsonText, loadGrid, type Print, percentText } from "./grid-file.ts";
+import { gridJson } from "./grid-json.ts";
 import { trafficRequests } from "./grid-requests.ts";
 import { askRouter, liveText } from "./live-explain.ts";
 import { writeOutput } from "./output-file.ts";
 
-/** Draws the grid of every role; answers the exit code. */
+/** Draws the grid of every role, or states it as JSON; answers the exit code. */
 export async function showGrid(
   { options, operands }: Given<typeof gridShowFlags>,
   print: Print,
@@ -30,9 +31,14 @@ export async function showGrid(
       cells.map((cell) => percentText(cell.requests, total.requests)),
     ]),
   );
-  const { svg, html } = options;
+  const { svg, html, json } = options;
   if (svg !== null) await writeOutput("--svg", svg, gridSvg(config, notes));
   if (html !== null) await writeOutput("--html", html, gridHtml(config, notes));
+  if (json) {
+    const roles = config.roles.map((pools) => gridJson(pools, traffic.get(pools.role)));
+    print(jsonText({ config_version: config.version, roles }));
+    return 0;
+  }
   for (const pools of config.roles) {
     print(`${renderGrid(config, pools.role, notes.get(pools.role))}\n`);
     const own = traffic.get(pools.role);

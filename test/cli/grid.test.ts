@@ -290,6 +290,29 @@ it("lets priority rules act on the traffic", async () => {
   expect((await run(`${line} 1:none`)).printed).not.toContain("of the requests");
 });
 
+it("states the grid as JSON, and with traffic what falls into it", async () => {
+  const bare = JSON.parse((await run(`grid show ${demo} --json`)).printed);
+  const [prefill] = bare.roles;
+  const ttft = {
+    name: "ttft",
+    min: 100,
+    max: 6400,
+    spacing: "log2",
+    edges: [100, 400, 1600, 6400],
+  };
+  expect(prefill.axes[1]).toEqual(ttft);
+  expect(prefill.pools[1]).toEqual({ pool: "prefill-bulk", index: 1, priority: 1 });
+  expect(prefill.cells).toHaveLength(7 * 3);
+  expect(prefill.cells[4]).toEqual({ cell: "1.1", pool: "prefill-fast" });
+  const { roles } = JSON.parse((await run(`grid show ${demo} --traffic demo --json`)).printed);
+  for (const { requests, cells, pools } of roles) {
+    const sumOf = (parts: { requests: number }[]): number =>
+      parts.reduce((sum, part) => sum + part.requests, 0);
+    expect([sumOf(cells), sumOf(pools)]).toEqual([requests, requests]);
+    expect(requests).toBeGreaterThan(0);
+  }
+});
+
 it("refuses traffic flags that say nothing or cannot be read", async () => {
   const line = `grid show ${demo}`;
   for (const [flags, complaint] of [

@@ -4,7 +4,13 @@ import type { ErrorObject, ValidateFunction } from "ajv";
 import { Ajv2020 } from "ajv/dist/2020.js";
 import { didYouMean } from "../base/nearest-name.ts";
 import { type ConfigFault, childPointer, describeValue } from "./config-fault.ts";
-import { type FileObject, isFileObject, type Mode } from "./pool-config-keys.ts";
+import {
+  type FileObject,
+  isFileObject,
+  type Mode,
+  rolesOf,
+  strategyKey,
+} from "./pool-config-keys.ts";
 
 const schemaUrl = new URL("../../schemas/pool-config.schema.json", import.meta.url);
 
@@ -32,17 +38,32 @@ export function schemaFaults(value: unknown): ConfigFault[] {
   return modeFault ? [modeFault] : faults;
 }
 
+/** The parts of the schema that are looked at beside ajv. */
+interface SchemaParts {
+  readonly $defs: Readonly<Record<string, { readonly properties?: object }>>;
+}
+let schema: SchemaParts | undefined;
 let compiled: ValidateFunction | undefined;
 
 /** Compiled on first use: commands that load no pool config do not pay for it. */
 function compiledSchema(): ValidateFunction {
-  compiled ??= new Ajv2020({
-    strict: true,
-    strictRequired: false,
-    allErrors: true,
-    verbose: true,
-  }).compile(JSON.parse(readFileSync(schemaUrl, "utf8")) as object);
+  const options = { strict: true, strictRequired: false, allErrors: true, verbose: true } as const;
+  compiled ??= new Ajv2020(options).compile(schemaParts());
   return compiled;
+}
+
+function schemaParts(): SchemaParts {
+  schema ??= JSON.parse(readFileSync(schemaUrl, "utf8")) as SchemaParts;
+  return schema;
+}
+
+/** Names the strategies that know a key which stands beside them; "" when none does. */
+function strategiesWith(key: string, mode: Mode): string {
+  const { $defs } = schemaParts();
+  const roles = rolesOf[mode].filter((role) => {
+    return Object.hasOwn($defs[`${role}Strategy`]?.properties ?? {}, key);
+  });
+  return roles.length === 0 ? "" : ` (it belongs in ${roles.map(strategyKey).join(" or ")})`;
 }
 
 function faultOf(error: ErrorObject, mode: Mode): ConfigFault | undefined {
@@ -91,7 +112,8 @@ function faultOf(error: ErrorObject, mode: Mode): ConfigFault | undefined {
     }
     case "additionalProperties": {
       const key = String(params["additionalProperty"]);
-      const hint = didYouMean(key, Object.keys((parentSchema?.["properties"] ?? {}) as object));
+      const known = Object.keys((parentSchema?.["properties"] ?? {}) as object);
+      const hint = (pointer === "" && strategiesWith(key, mode)) || didYouMean(key, known);
       return fault(childPointer(pointer, key), "unknown-key", `unknown key ${quote(key)}${hint}`);
     }
     default:

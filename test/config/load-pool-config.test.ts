@@ -262,6 +262,18 @@ it("answers hostile texts with one fault and no exception", () => {
   }
 });
 
+it("says where a key belongs that stands beside the strategies", async () => {
+  const demo = JSON.parse(await readFile("pool-configs/demo.json", "utf8")) as object;
+  const text = JSON.stringify({ ...demo, selection: "live", isl_min: 1, itl_max_ms: 2 });
+  const faults = faultsOf(loadPoolConfigText(text, "json", options));
+  const [prefill, decode] = ["prefill", "decode"].map((role) => `${role}_pool_selection_strategy`);
+  expect(faults.map(({ message }) => message)).toEqual([
+    `unknown key "isl_min" (it belongs in ${prefill})`,
+    `unknown key "itl_max_ms" (it belongs in ${decode})`,
+    `unknown key "selection" (it belongs in ${prefill} or ${decode})`,
+  ]);
+});
+
 it("survives an alias inside its own anchor", () => {
   const text = aggYaml.replace(/agg_pool_mapping:.*/s, "agg_pool_mapping: &m [*m, [0, 1]]\n");
   expect(placesOf(faultsOf(loadPoolConfigText(text, "yaml", options)))).toEqual([

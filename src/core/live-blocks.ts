@@ -23,7 +23,7 @@ import { LaneTable } from "./lane-table.ts";
 
 interface Run {
   readonly id: number;
-  /** Interleaved lanes, never changed in place. */
+  /** Interleaved lanes, never written to; at least half of their buffer. */
   hashes: Uint32Array;
   records: number[];
   before: Run;
@@ -74,7 +74,10 @@ export class LiveBlocks {
     return this.size + count <= this.#pairsMax;
   }
 
-  /** Takes a reference to every block of `sequence` (interleaved lanes); new ones weigh 1. */
+  /**
+   * Takes a reference to every block of `sequence` (interleaved lanes); new ones weigh 1. Keeps the
+   * array, or parts of it: nobody may write to it any more.
+   */
   acquire(sequence: Uint32Array, slot: number): Hold {
     const hold: Run[] = [];
     let last = this.#root;
@@ -84,7 +87,7 @@ export class LiveBlocks {
       if (found) {
         const words = commonWords(sequence, word, found.hashes);
         run = words < found.hashes.length ? this.#split(found, words) : found;
-      } else run = this.#newRun(last, sequence.slice(word), []);
+      } else run = this.#newRun(last, part(sequence, word, sequence.length), []);
       if (run.before !== last) hold.push(last);
       this.#take(run, slot);
       last = run;

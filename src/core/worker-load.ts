@@ -44,7 +44,7 @@ export interface Booking {
   readonly key: string;
   readonly slot: number;
   readonly nowMs: number;
-  /** Sequence hashes of the prompt's full blocks, lanes interleaved; empty = none tracked. */
+  /** Sequence hashes of the prompt's full blocks, lanes interleaved; empty = none tracked. Kept. */
   readonly sequence: Uint32Array;
   /** Full blocks of the prompt that no other request can share. */
   readonly privateBlocks: number;

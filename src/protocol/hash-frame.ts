@@ -24,7 +24,7 @@ export interface HashQuestion {
   readonly islTokens: number;
   /** Tokens per block that were hashed; undefined when the sender did not say. */
   readonly blockSize: number | undefined;
-  /** Hash of each full block alone, 2 u32 per block. */
+  /** Hash of each full block alone, 2 u32 per block; may be a view of the payload. */
   readonly localHashes: Uint32Array;
 }
 
@@ -78,11 +78,15 @@ function readFrame(payload: Uint8Array): HashQuestion {
     throw wrong(`${hashesAt} bytes and ${count} hashes of 8`, payload.length);
   }
   const body = readJsonObject(payload.subarray(headerBytes, headerBytes + jsonBytes), subject);
-  const localHashes = new Uint32Array(2 * count);
-  // The payload may lie at any offset, where no u32 view can be made.
-  new Uint8Array(localHashes.buffer).set(payload.subarray(hashesAt));
+  const localHashes = wordsOf(payload.subarray(hashesAt));
   const blockSize = header.getUint16(36, true) || undefined;
   return checked(body, { islTokens: header.getUint32(4, true), blockSize, localHashes });
+}
+
+/** The bytes as words: a view where they lie on a multiple of 4, as most large ones do, else a copy. */
+function wordsOf(bytes: Uint8Array): Uint32Array {
+  const { buffer, byteOffset } = bytes.byteOffset % 4 === 0 ? bytes : new Uint8Array(bytes);
+  return new Uint32Array(buffer, byteOffset, bytes.length / 4);
 }
 
 function readJson({ local_hashes, num_tokens, block_size, ...body }: JsonObject): HashQuestion {

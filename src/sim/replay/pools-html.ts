@@ -1,10 +1,9 @@
 /** A comparison of pool layouts as one page that needs nothing from elsewhere. */
 import type { SelectorReport } from "./pools-measure.ts";
 import { classLines, headLine, type PoolsReport, poolsColumns } from "./pools-text.ts";
-import { barOf, escaped, figure, htmlPage, lineChart, tidy } from "./replay-html.ts";
+import { barOf, escaped, figure, htmlPage, lineChart, textWide } from "./replay-html.ts";
 
-const width = 640;
-const labelWidth = 280;
+const barsWide = 300;
 const barHeight = 20;
 
 export function poolsHtml(report: PoolsReport): string {
@@ -29,16 +28,18 @@ function curves(report: PoolsReport, rows: readonly SelectorReport[]): string {
 
 function capacityBars({ capacity, selectors }: PoolsReport): string {
   if (!capacity) return "";
-  const scale = (width - labelWidth - 60) / capacity.speed_max;
-  const bars = selectors.map(({ layout, selector, capacity: speed }, place) => {
+  const labels = selectors.map(({ layout, selector }) => `${layout}: ${selector}`);
+  const labelWidth = 16 + textWide(labels);
+  const scale = barsWide / capacity.speed_max;
+  const bars = selectors.map(({ selector, capacity: speed }, place) => {
     const y = 8 + place * barHeight;
-    const label = escaped(`${layout}: ${selector}`);
+    const label = escaped(labels[place] ?? "");
     const colour = selector.startsWith("live") ? "#d08a2e" : "#3b6fb6";
     const bar = barOf(labelWidth, y, scale, { colour, speed: speed ?? 0 });
     return `<text x="${labelWidth - 8}" y="${y + 11}" text-anchor="end">${label}</text>${bar}`;
   });
-  const tall = 8 + selectors.length * barHeight;
-  return figure("Capacity, × the trace's rate", bars.join("\n"), tidy(tall));
+  const size = { tall: 8 + selectors.length * barHeight, wide: labelWidth + barsWide + 60 };
+  return figure("Capacity, × the trace's rate", bars.join("\n"), size);
 }
 
 function table(report: PoolsReport, rows: readonly SelectorReport[]): string {

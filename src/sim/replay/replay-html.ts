@@ -8,6 +8,10 @@ const height = 340;
 const margin = { left: 48, right: 150, top: 12, bottom: 36 } as const;
 const ticks = 5;
 const legendRow = 17;
+/** Room for a letter of the page's font. */
+const letterWide = 6.5;
+/** From the right end of the plot. */
+const [legendLeft, legendTextLeft] = [12, 33];
 
 interface Series {
   readonly name: string;
@@ -80,7 +84,9 @@ export function lineChart(
   const dashes = goal === undefined ? "" : goalLine(box, goal);
   const lines = series.map((each) => line(box, each)).join("");
   const tall = Math.max(height, margin.top + series.length * legendRow);
-  return figure(caption, `${axes(box)}${dashes}${lines}\n${legend(series)}`, tall);
+  const legendWide = legendTextLeft + textWide(series.map(({ name }) => name));
+  const wide = Math.max(width, width - margin.right + legendWide);
+  return figure(caption, `${axes(box)}${dashes}${lines}\n${legend(series)}`, { tall, wide });
 }
 
 function axes(box: Box): string {
@@ -114,12 +120,13 @@ function line(box: Box, { points, colour }: Series): string {
 }
 
 function legend(series: readonly Series[]): string {
-  const left = width - margin.right + 10;
+  const right = width - margin.right;
+  const left = right + legendLeft;
   return series
     .map(({ name, colour }, place) => {
       const y = margin.top + 8 + place * legendRow;
       return `<line x1="${left}" x2="${left + 16}" y1="${y}" y2="${y}" stroke="${colour}"
- stroke-width="3"/><text x="${left + 21}" y="${y + 4}">${escaped(name)}</text>`;
+ stroke-width="3"/><text x="${right + legendTextLeft}" y="${y + 4}">${escaped(name)}</text>`;
     })
     .join("\n");
 }
@@ -143,7 +150,7 @@ function capacityChart(report: ReplayReport): string {
   return figure(
     "Capacity, × the trace's rate: deadline (blue), TTFT and time per token (orange)",
     bars.join("\n"),
-    tall,
+    { tall },
   );
 }
 
@@ -168,9 +175,13 @@ function table(report: ReplayReport): string {
   return `<table><tr><th>policy</th>${head}</tr>\n${rows.join("\n")}</table>`;
 }
 
-export function figure(caption: string, content: string, tall: number = height): string {
+export function figure(
+  caption: string,
+  content: string,
+  { tall = height, wide = width }: { readonly tall?: number; readonly wide?: number } = {},
+): string {
   return `<figure><figcaption>${escaped(caption)}</figcaption>
-<svg viewBox="0 0 ${width} ${tidy(tall)}" width="${width}" role="img"
+<svg viewBox="0 0 ${tidy(wide)} ${tidy(tall)}" width="${tidy(wide)}" role="img"
  aria-label="${escaped(caption)}">
 ${content}
 </svg></figure>`;
@@ -189,6 +200,11 @@ function yOf({ yMin }: Box, y: number): number {
 /** Hues around the circle, every other one darker. */
 function colourOf(place: number, count: number): string {
   return `hsl(${Math.round((360 * place) / count)} 65% ${place % 2 === 0 ? 45 : 32}%)`;
+}
+
+/** Room for the longest of `texts`. */
+export function textWide(texts: readonly string[]): number {
+  return letterWide * Math.max(...texts.map(({ length }) => length));
 }
 
 export function tidy(value: number): number {

@@ -28,12 +28,19 @@ export interface PoolsFile {
   /** Of the local choice where no target is to be fitted. */
   readonly prefillExternality: number;
   readonly classes: readonly PoolsClass[];
+  readonly drift: ClassDrift | undefined;
   readonly layouts: readonly PoolsLayout[];
 }
 
 /** A class's promise; without `itlMs` only the first token counts. */
 export interface PoolsClass extends SloClass {
   readonly itlMs: number | undefined;
+}
+
+/** Other shares of the classes once `after` of the requests have come. */
+export interface ClassDrift {
+  readonly after: number;
+  readonly shares: readonly number[];
 }
 
 export interface PoolsLayout {
@@ -106,6 +113,7 @@ interface RawFile {
     readonly ttft_ms_per_token: number;
     readonly itl_ms?: number;
   }[];
+  readonly drift?: ClassDrift;
   readonly layouts: readonly {
     readonly name: string;
     readonly pools: readonly RawPool[];
@@ -181,6 +189,7 @@ export function readPoolsFile(value: unknown, blockSize: number, folder = "."): 
       msPerInputToken: row.ttft_ms_per_token,
       itlMs: row.itl_ms,
     })),
+    drift: copy.drift,
     layouts: copy.layouts.map(({ name, pools, selectors }) => ({
       name,
       pools: pools.map((pool) => poolOf(copy, pool, blockSize)),
@@ -196,9 +205,18 @@ function schemaFault({ instancePath, message, params }: ErrorObject): string {
 
 function ruleFaults(file: RawFile): string[] {
   const faults: string[] = [];
-  const shares = file.classes.reduce((sum, { share }) => sum + share, 0);
-  if (Math.abs(shares - 1) > 1e-9) faults.push(`/classes: shares sum to 1, not ${shares}`);
-  if (file.role !== "prefill" && file.classes.some(({ itl_ms }) => itl_ms === undefined)) {
+  const { classes, drift } = file;
+  faults.push(
+    ...shareFaults(
+      "/classes",
+      classes.map(({ share }) => share),
+    ),
+  );
+  if (drift) faults.push(...shareFaults("/drift", drift.shares));
+  if (drift && drift.shares.length !== classes.length) {
+    faults.push(`/drift: a share for each of ${classes.length} classes`);
+  }
+  if (file.role !== "prefill" && classes.some(({ itl_ms }) => itl_ms === undefined)) {
     faults.push(`/classes: each needs itl_ms in role ${file.role}`);
   }
   const names = Object.keys(file.engines);
@@ -215,6 +233,11 @@ function ruleFaults(file: RawFile): string[] {
     if (gpus !== expected) faults.push(`/layouts/${at}: ${name} has ${gpus} GPUs, not ${expected}`);
   }
   return faults;
+}
+
+function shareFaults(pointer: string, shares: readonly number[]): string[] {
+  const sum = shares.reduce((total, share) => total + share, 0);
+  return Math.abs(sum - 1) > 1e-9 ? [`${pointer}: shares sum to 1, not ${sum}`] : [];
 }
 
 function edgeFaults({ layouts }: RawFile): string[] {

@@ -2,7 +2,7 @@
  * Replays a trace against layouts of pools, one choice between them after the other: capacity over
  * all classes and over each, and a detailed run. Equal plans give equal reports.
  */
-import { mulberry32 } from "../../base/random.ts";
+import { mulberry32, type Random } from "../../base/random.ts";
 import { plainFit } from "../../core/best-fit.ts";
 import { defaultLatencyWeights } from "../../core/latency-cost.ts";
 import type { QuoteTargets } from "../../core/quote-choice.ts";
@@ -74,7 +74,7 @@ export async function measurePools(plan: PoolsPlan, watch: PoolsWatch): Promise<
   const { requests, blockSize, spreadMs, seed, file } = plan;
   const random = mulberry32(seed);
   const trace = prepareTrace(requests, { blockSize, spreadMs, random });
-  const context = { plan, trace, classOf: drawClasses(file.classes, trace.count, random) };
+  const context = { plan, trace, classOf: classesOf(file, trace.count, random) };
   const reports: SelectorReport[] = [];
   for (const layout of file.layouts) {
     for (const selector of layout.selectors) {
@@ -83,6 +83,16 @@ export async function measurePools(plan: PoolsPlan, watch: PoolsWatch): Promise<
     }
   }
   return reports;
+}
+
+/** Classes of the requests in the order of their arrivals. */
+function classesOf({ classes, drift }: PoolsFile, count: number, random: Random): Uint8Array {
+  const drawn = drawClasses(classes, count, random);
+  if (!drift) return drawn;
+  const first = Math.round(drift.after * count);
+  const later = drift.shares.map((share) => ({ share }));
+  drawn.set(drawClasses(later, count - first, random), first);
+  return drawn;
 }
 
 async function measureSelector(

@@ -21,6 +21,7 @@ const watch = { onRun: () => {}, onDone: () => {} };
 const folder = "pool-configs/replay";
 const prefill = json(`${folder}/prefill-32-gpus.json`);
 const decode = json(`${folder}/decode-32-gpus.json`);
+const drifting = json(`${folder}/prefill-drift.json`);
 
 function json(path: string): Record<string, unknown> {
   return JSON.parse(readFileSync(path, "utf8")) as Record<string, unknown>;
@@ -65,7 +66,7 @@ async function attained(plan: PoolsPlan): Promise<Map<string, SelectorReport>> {
 }
 
 it("reads the layouts that are shipped, all at 32 GPUs", () => {
-  for (const value of [prefill, decode]) {
+  for (const value of [prefill, decode, drifting]) {
     const file = readPoolsFile(value, 512, folder);
     expect(file.gpus).toBe(32);
     expect(file.classes.reduce((sum, { share }) => sum + share, 0)).toBeCloseTo(1);
@@ -84,6 +85,8 @@ it("reports everything that is wrong with a file", () => {
   };
   expect(() => readPoolsFile(broken, 512)).toThrow(/no engine tp3[\s\S]*more has 0 GPUs, not 32/);
   expect(() => readPoolsFile({ ...prefill, classes: [] }, 512)).toThrow(/\/classes/);
+  const drift = { after: 0.5, shares: [0.5, 0.4] };
+  expect(() => readPoolsFile({ ...prefill, drift }, 512)).toThrow(/0\.9[\s\S]*each of 3 classes/);
   expect(() => readPoolsFile({ ...prefill, role: "decode" }, 512)).toThrow(/needs itl_ms/);
   expect(() => readPoolsFile({ ...prefill, layout: 1 }, 512)).toThrow(/additional.*layout/);
 });
@@ -182,6 +185,20 @@ it("carries more load than by the plain best fit", async () => {
   const reports = await attained(planOf(file, { speed: 2.4, seed: 8 }));
   const [plain, live] = ["plain", "live"].map((name) => reports.get(name)?.attainment ?? 0);
   expect(live).toBeGreaterThan((plain ?? 1) + 0.01);
+});
+
+it("draws the classes anew for the requests behind the drift", async () => {
+  const file = pick(readPoolsFile(prefill, 512, folder), "TP2 x 8 + TP8 x 2", ["live"]);
+  const lax = file.classes.map((row, at) => ({ ...row, share: at === 2 ? 1 : 0 }));
+  const report = async (more: Partial<PoolsFile>) => {
+    return (await attained(planOf({ ...file, ...more }, { speed: 2.4 }))).get("live");
+  };
+  const shares = [0, 0, 1];
+  expect(await report({ drift: { after: 0, shares } })).toEqual(await report({ classes: lax }));
+  const never = await report({ drift: { after: 1, shares } });
+  expect(never).toEqual(await report({}));
+  const half = await report({ drift: { after: 0.5, shares } });
+  expect(half?.attainment).toBeGreaterThan(never?.attainment ?? 1);
 });
 
 it("chooses decode pools by the time between tokens", async () => {

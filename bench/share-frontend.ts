@@ -11,7 +11,9 @@ import { boundedSink, createLogs, readLogFilter } from "../src/runtime/log.ts";
 import { frontendMetrics, processMetrics } from "../src/runtime/metric-table.ts";
 import { createMetrics } from "../src/runtime/metrics.ts";
 import { connectNatsBus } from "../src/runtime/nats-bus.ts";
+import { letHeapGrow } from "../src/runtime/process.ts";
 
+letHeapGrow();
 const [url = "", model = ""] = process.argv.slice(2);
 const [clock, random] = [realClock, osRandom];
 const bus = await connectNatsBus({ servers: [url], role: "fe", clock, random, failFast: true });

@@ -16,7 +16,7 @@ import type { processMetrics } from "../runtime/metric-table.ts";
 import type { Metrics } from "../runtime/metrics.ts";
 import { connectNatsBus } from "../runtime/nats-bus.ts";
 import { natsAccess } from "../runtime/nats-bus-credentials.ts";
-import { runUntilSignal } from "../runtime/process.ts";
+import { letHeapGrow, runUntilSignal } from "../runtime/process.ts";
 import {
   collectBus,
   collectLoopDelay,
@@ -48,6 +48,7 @@ export async function openShell(
   role: BusRole,
   metrics: ShellMetrics,
 ): Promise<Shell> {
+  letHeapGrow();
   const clock = realClock;
   const random = osRandom;
   const filter = readLogFilter(options.log);

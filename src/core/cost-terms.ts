@@ -33,7 +33,8 @@ export interface LatencyTerms {
   readonly itlMs: number;
   /** The predicted TTFT. */
   readonly ttftMs: number;
-  /** By their weights: decode time taken from others, penalty on nearly full KV memory. */
+  /** By their weights: prefill that others wait for, decode time taken from them, full KV memory. */
+  readonly delayMs: number;
   readonly harmMs: number;
   readonly fullMs: number;
   readonly taintFactor: number;

@@ -99,6 +99,9 @@ export class LatencyBook {
   pendingAttention: Float64Array = new Float64Array(holdersAtStart);
   lastFirstTokenMs: Float64Array = new Float64Array(holdersAtStart);
   decoding: Int32Array = new Int32Array(holdersAtStart);
+  /** Requests without a first token, on all holders. */
+  queuedCount = 0;
+  holderCount = 0;
   readonly role: LatencyRole;
 
   readonly #blockSize: number;
@@ -142,6 +145,7 @@ export class LatencyBook {
     this.#models[slot] = new WorkerLatency(shape);
     this.#periods[slot] = idlePeriod();
     this.#plans[slot] = emptyPlan();
+    this.holderCount++;
   }
 
   /** Forgets the holder and its requests. */
@@ -149,6 +153,7 @@ export class LatencyBook {
     for (const [key, request] of this.#requests) {
       if (request.slot === slot) this.finished(key, 0);
     }
+    if (this.#models[slot]) this.holderCount--;
     this.#models[slot]?.leave();
     this.#models[slot] = undefined;
     this.#periods[slot] = undefined;
@@ -334,6 +339,7 @@ export class LatencyBook {
     if (youngest) youngest.younger = request;
     else this.#oldest[slot] = request;
     this.#youngest[slot] = request;
+    this.queuedCount++;
     this.pendingTokens[slot]! += u;
     this.pendingAttention[slot]! += u * (c + u / 2);
     this.#quietSinceMs[slot] = Number.POSITIVE_INFINITY;
@@ -347,6 +353,7 @@ export class LatencyBook {
     else this.#oldest[slot] = younger;
     if (younger) younger.older = older;
     else this.#youngest[slot] = older;
+    this.queuedCount--;
     this.pendingTokens[slot]! -= u;
     this.pendingAttention[slot]! -= u * (c + u / 2);
     this.#pendingBlocks.release(request.hold, slot);

@@ -8,12 +8,14 @@
  *   own       prefill of u alone                        what it delays and evicts of others'
  *   harm      (d' - d) * (n + 1) * O + d' * O           its share in everybody's decoding
  *   full      10000 * max(0, use of KV memory - 0.9)
- *   cost      T + externality * own + decodeHarm * harm + kvUsage * full
+ *   cost      T + externality * delayed * own + decodeHarm * harm + kvUsage * full
  *
+ * `delayed` is 1, in prefill pools 3/4 of the prompts that a worker has queued on average: own work
+ * makes those wait that come before a queue is empty, nobody in an idle pool and many in a full one.
  * d and d' are decode steps without and with the request. Prefill workers decode nothing: d = 0 and
- * no harm. Decode workers compute no prompt: T = d', harm counts in full. Under a target the score
- * of `best-fit.ts` stands in for the cost, T of a prefill worker is planned (`prefill-plan.ts`), and
- * a prompt of several passes pays on the front worker for the time it holds it (`front-worker.ts`).
+ * no harm, and T is planned pass by pass (`prefill-plan.ts`). Decode workers compute no prompt: T =
+ * d', harm counts in full. Under a target the score of `best-fit.ts` stands in for the cost, and a
+ * prompt of several passes pays on the front worker for the time it holds it (`front-worker.ts`).
  * Everything is O(1) per holder after the match.
  */
 import { bestFitScore, defaultFit, type FitRules, lateScore } from "./best-fit.ts";
@@ -52,6 +54,8 @@ export interface LatencyCostOptions {
 type Measure = { -readonly [Field in keyof LatencyTerms]: LatencyTerms[Field] };
 
 const progressShareMax = 0.95;
+/** Prompts that own work delays in a prefill pool, per prompt that a worker has queued. */
+const delayedPerQueued = 0.75;
 const kvUsageFree = 0.9;
 const fullMsPerUsage = 10_000;
 
@@ -138,10 +142,10 @@ function measureAt(
   } else {
     measure.uncachedTokens = input.islTokens - measure.cachedTokens;
     measurePrefill(book, input, slot, measure);
-    if (input.fitTargetMs !== undefined) measurePlanned(options, input, slot, measure);
+    measurePlanned(options, input, slot, measure);
   }
-  const ownMs = weights.prefillExternality * measure.ownPrefillMs;
-  measure.costMs = measure.ttftMs + ownMs + measure.harmMs + measure.fullMs;
+  measure.delayMs = weights.prefillExternality * delayedPrompts(book) * measure.ownPrefillMs;
+  measure.costMs = measure.ttftMs + measure.delayMs + measure.harmMs + measure.fullMs;
   measure.taintFactor = taintFactorOf(input, slot);
   measure.prefillGpuMs = measure.ownPrefillMs * gpus;
   measure.decodeGpuMs = measure.harmMs * gpus;
@@ -150,6 +154,11 @@ function measureAt(
       ? measure.costMs * measure.taintFactor
       : scoreOf(measure, input.fitTargetMs, options);
   return measure.cost;
+}
+
+/** Elsewhere the weight alone stands for them, as the reference has it. */
+function delayedPrompts({ role, queuedCount, holderCount }: LatencyBook): number {
+  return role === "prefill" ? (delayedPerQueued * queuedCount) / holderCount : 1;
 }
 
 /** A decode worker is held to an ITL target, the others to one of TTFT. */
@@ -221,15 +230,15 @@ function measurePrefill(book: LatencyBook, input: CostInput, slot: number, measu
   measure.ttftMs = measure.prefillMs + measure.passes * measure.decodeStepMs + measure.tierMs;
 }
 
-/** T as the queue is planned, in place of its estimate from sums. */
+/** T of a prefill worker as its queue is planned, in place of the estimate from sums. */
 function measurePlanned(
   { book, fit: { keepsPromises } = defaultFit }: LatencyCostOptions,
-  { nowMs }: CostInput,
+  { nowMs, fitTargetMs }: CostInput,
   slot: number,
   measure: Measure,
 ): void {
   const plan = book.planAt(slot);
-  if (!keepsPromises || !plan) return;
+  if (!plan || (fitTargetMs !== undefined && !keepsPromises)) return;
   planned.nowMs = nowMs;
   planned.uncachedTokens = measure.uncachedTokens;
   planned.cachedTokens = measure.cachedTokens;
@@ -292,6 +301,7 @@ function emptyMeasure(): Measure {
     decodeStepMs: 0,
     itlMs: 0,
     ttftMs: 0,
+    delayMs: 0,
     harmMs: 0,
     fullMs: 0,
     taintFactor: 1,

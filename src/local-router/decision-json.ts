@@ -66,6 +66,7 @@ function termsJson(terms: CostTerms): Record<string, number> {
         decode_step_ms: terms.decodeStepMs,
         decode_step_with_request_ms: terms.itlMs,
         predicted_ttft_ms: terms.ttftMs,
+        prefill_delay_ms: terms.delayMs,
         decode_harm_ms: terms.harmMs,
         kv_penalty_ms: terms.fullMs,
         taint_factor: terms.taintFactor,

@@ -251,6 +251,8 @@ it("agrees with a naive recount under random lifecycles, booked through the load
         addHolder(slot);
       }
       expect(book.requestCount).toBe(naive.size);
+      expect(book.queuedCount).toBe([...naive.values()].filter(({ queued }) => queued).length);
+      expect(book.holderCount).toBe(3);
       const prefix = new Int32Array(3);
       book.pendingPrefix(sequence, prefix);
       for (const at of [0, 1, 2]) {

@@ -151,6 +151,19 @@ it("does not wait for decode steps on prefill workers", () => {
   }
 });
 
+it("charges own work of a prefill pool by the prompts its workers have queued", () => {
+  const book = bookOf("prefill");
+  const queued = workers.reduce((sum, { pending }) => sum + pending.length, 0) / workers.length;
+  for (const terms of termsOf(book, inputOf())) {
+    expect(terms.delayMs).toBeCloseTo(2 * 0.75 * queued * terms.ownPrefillMs, 9);
+    expect(terms.cost).toBeCloseTo(terms.ttftMs + terms.delayMs + terms.fullMs, 9);
+  }
+  for (const [slot, { pending }] of workers.entries()) {
+    for (const at of pending.keys()) book.firstToken(`${slot} waits ${at}`, setup.now_ms);
+  }
+  for (const terms of termsOf(book, inputOf())) expect(terms.delayMs).toBe(0);
+});
+
 it("prices a decode worker by its step, the whole harm and its memory", () => {
   for (const [at, terms] of termsOf(bookOf("decode"), inputOf()).entries()) {
     expect(terms.prefillMs).toBe(0);
@@ -188,17 +201,20 @@ it("compares by best fit under a target, in GPU time", () => {
   }
 });
 
-it("plans the queue of a prefill worker under a target, unless the plain rule is asked for", () => {
+it("plans the queue of a prefill worker, unless the plain rule is asked for under a target", () => {
   const book = bookOf("prefill");
-  const untargeted = termsOf(book, inputOf());
+  // Estimated from the sums of the queue, which are the same in any pool.
+  const estimated = termsOf(bookOf(), inputOf());
   const plain = termsOf(book, inputOf({ fitTargetMs: 500 }), defaultLatencyWeights, 4, plainFit);
   for (const [slot, terms] of plain.entries()) {
-    expect(terms.ttftMs).toBe(untargeted[slot]!.ttftMs);
+    expect(terms.ttftMs).toBe(estimated[slot]!.prefillMs);
     const fit = { predictedMs: terms.ttftMs, gpuMs: terms.prefillGpuMs, gpus: 4 };
     expect(terms.cost).toBe(bestFitScore(fit, 500));
   }
   const planned = termsOf(book, inputOf({ fitTargetMs: 500 }), defaultLatencyWeights, 4);
+  const untargeted = termsOf(book, inputOf(), defaultLatencyWeights, 4, plainFit);
   for (const [slot, { ttftMs, uncachedTokens, cachedTokens }] of planned.entries()) {
+    expect(untargeted[slot]!.ttftMs).toBe(ttftMs);
     const forecast = { endMs: 0, breaksPromise: false };
     const prompt = { nowMs: setup.now_ms, uncachedTokens, cachedTokens };
     forecastPrompt(book.planAt(slot)!, prompt, book.modelAt(slot)!, forecast);

@@ -74,8 +74,10 @@ async function client(bus: Bus): Promise<Client> {
     ]);
     return told.every(({ success }) => Boolean(success));
   };
-  // Until the router knows the worker.
-  while (!(await generate())) await new Promise((resolve) => setTimeout(resolve, retryMs));
+  // Until the router is there and knows the worker.
+  while (!(await generate().catch(() => false))) {
+    await new Promise((resolve) => setTimeout(resolve, retryMs));
+  }
   return (go, counter) => {
     const ask = async (): Promise<void> => {
       if (await generate()) counter.units += 1;

@@ -3,7 +3,7 @@
  * dispatchers send around it, none of which may throw: timers repair what a lost one breaks.
  */
 import { type CancelSignal, CancelSwitch } from "../base/cancel.ts";
-import type { Clock } from "../base/clock.ts";
+import type { CancelTimer, Clock } from "../base/clock.ts";
 import { TiergridError, toTiergridError } from "../base/errors.ts";
 import { type Random, randomHex128 } from "../base/random.ts";
 import { encodeNotice, type RequestNotice } from "../protocol/notices.ts";
@@ -28,6 +28,8 @@ export type OfferOutcome =
 export interface OfferOptions {
   readonly bus: Bus;
   readonly clock: Clock;
+  /** While closed, a hop's silence proves nothing. */
+  readonly gate: { readonly open: boolean };
   readonly subject: string;
   readonly payload: Uint8Array;
   /** Silence allowed before the hop answers; `extend` starts it anew. */
@@ -70,13 +72,18 @@ export function offerDispatch(
   options: OfferOptions,
   settled: (outcome: OfferOutcome) => void,
 ): ExtendOffer {
-  const { bus, clock, subject, payload, acceptTimeoutMs, leftMs, signal } = options;
+  const { bus, clock, gate, subject, payload, acceptTimeoutMs, leftMs, signal } = options;
   // Either silence or the request's own signal gives the hop up.
   const over = new CancelSwitch();
   const giveUp = (): void => over.abort();
   if (signal.aborted) giveUp();
   signal.addEventListener("abort", giveUp, { once: true });
-  let cancelTimer = clock.after(acceptTimeoutMs, giveUp);
+  const armSilence = (): CancelTimer =>
+    clock.after(acceptTimeoutMs, () => {
+      if (gate.open) giveUp();
+      else cancelTimer = armSilence();
+    });
+  let cancelTimer = armSilence();
   const end = (outcome: OfferOutcome): void => {
     cancelTimer();
     signal.removeEventListener("abort", giveUp);
@@ -93,7 +100,7 @@ export function offerDispatch(
   );
   return () => {
     cancelTimer();
-    cancelTimer = clock.after(acceptTimeoutMs, giveUp);
+    cancelTimer = armSilence();
   };
 }
 

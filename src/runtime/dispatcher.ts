@@ -198,12 +198,13 @@ export class Dispatcher<State> {
   }
 
   #offer(entry: DispatchEntry<State>, plan: SendPlan, leftMs: number, answer: Answer): void {
-    const { bus, clock, acceptTimeoutMs } = this.#options;
+    const { bus, clock, gate, acceptTimeoutMs } = this.#options;
     const { subject, control } = plan;
     const silenceMs = acceptTimeoutMs ?? dispatcherDefaults.acceptTimeoutMs;
     const hop = {
       bus,
       clock,
+      gate,
       subject,
       payload: encodeForward(entry, plan, leftMs, this.#noticeSubject),
       acceptTimeoutMs: Math.min(silenceMs, leftMs),

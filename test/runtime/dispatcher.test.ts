@@ -16,7 +16,7 @@ import type { ControlMessage, StreamFrame } from "../../src/protocol/stream-fram
 import { decodeJsonFrame } from "../../src/protocol/stream-json.ts";
 import { controlSubject, generateSubject, noticeSubject } from "../../src/protocol/subjects.ts";
 import type { DispatchPolicy, Plan } from "../../src/runtime/dispatch-policy.ts";
-import { Dispatcher } from "../../src/runtime/dispatcher.ts";
+import { Dispatcher, dispatcherDefaults } from "../../src/runtime/dispatcher.ts";
 import { createMemoryNetwork } from "../../src/runtime/memory-bus.ts";
 
 /** `swift`: the answer is over before its receipt arrives. */
@@ -212,6 +212,18 @@ it("cancels a silent hop before it asks the next", async () => {
   const { ask, run, controls } = rig(["mute", "accept"]);
   expect(await run(ask())).toMatchObject({ type: "accepted", inst: "1" });
   expect(controls).toMatchObject([{ type: "cancel", hop: "0", attempt: firstCall }]);
+});
+
+it("does not take a hop for silent while its own bus is in doubt", async () => {
+  const { ask, clock, gate, controls } = rig(["mute", "accept"]);
+  gate.open = false;
+  const answer = ask();
+  await clock.runFor(10 * dispatcherDefaults.acceptTimeoutMs);
+  expect(controls).toEqual([]);
+  gate.open = true;
+  await clock.runFor(2 * dispatcherDefaults.acceptTimeoutMs);
+  expect(controls).toMatchObject([{ type: "cancel", hop: "0" }]);
+  expect(await answer).toMatchObject({ type: "accepted", inst: "1" });
 });
 
 it("refuses with the last hop's reason when nobody is left, and books nothing", async () => {

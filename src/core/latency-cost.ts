@@ -23,7 +23,7 @@ import type { LatencyTerms } from "./cost-terms.ts";
 import { type FrontWorker, heldMs, noFront, seeWorker } from "./front-worker.ts";
 import type { LatencyBook } from "./latency-book.ts";
 import type { WorkerLatency } from "./latency-model.ts";
-import { type Forecast, forecastPrompt } from "./prefill-plan.ts";
+import { type Forecast, forecastPrompt, joinersMs } from "./prefill-plan.ts";
 import type { CostInput, CostMode } from "./worker-cost.ts";
 import { taintFactorOf } from "./worker-cost.ts";
 
@@ -242,14 +242,17 @@ function measurePlanned(
   planned.nowMs = nowMs;
   planned.uncachedTokens = measure.uncachedTokens;
   planned.cachedTokens = measure.cachedTokens;
-  forecastPrompt(plan, planned, book.modelAt(slot)!, forecast);
-  measure.prefillMs = forecast.endMs - nowMs;
+  const model = book.modelAt(slot)!;
+  forecastPrompt(plan, planned, model, forecast);
+  // Under a target a prompt that would make others late does not join them.
+  const joined = fitTargetMs === undefined ? joinersMs(forecast, nowMs, model) : 0;
+  measure.prefillMs = forecast.endMs + joined - nowMs;
   measure.ttftMs = measure.prefillMs + measure.tierMs;
   measure.breaksPromise = forecast.breaksPromise;
 }
 
 const planned = { nowMs: 0, uncachedTokens: 0, cachedTokens: 0 };
-const forecast: Forecast = { endMs: 0, breaksPromise: false };
+const forecast: Forecast = { endMs: 0, passStartMs: 0, passTokens: 0, breaksPromise: false };
 
 /** What full passes would have done of the queue's head since it could begin. */
 function progressTokens(

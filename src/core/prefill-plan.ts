@@ -67,9 +67,15 @@ export interface PlannedRequest {
 export interface Forecast {
   /** First token of the prompt. */
   endMs: number;
+  /** The pass that ends it. */
+  passStartMs: number;
+  passTokens: number;
   /** A first token that is expected in time would be late by sharing its pass. */
   breaksPromise: boolean;
 }
+
+/** Work that comes to a worker behind a prompt, of what it could compute meanwhile. */
+const joinersShare = 0.4;
 
 export function emptyPlan(): PrefillPlan {
   return { tail: undefined, startMs: 0 };
@@ -91,7 +97,30 @@ export function forecastPrompt(
     forecast.breaksPromise = startMs > tail.keepMs;
   } else if (tail) startMs = Math.max(nowMs, tail.endMs);
   const rest = uncachedTokens - joined;
-  forecast.endMs = rest > 0 ? startMs + passesMs(model, rest, cachedTokens + joined) : startMs;
+  forecast.endMs = startMs;
+  if (rest > 0) {
+    const last = ((rest - 1) % model.shape.limits.batchTokens) + 1;
+    const context = cachedTokens + uncachedTokens - last;
+    forecast.endMs += passesMs(model, rest, cachedTokens + joined);
+    forecast.passStartMs = forecast.endMs - model.prefillMs(last, last * (context + last / 2));
+    forecast.passTokens = last;
+  } else if (tail) {
+    forecast.passStartMs = tail.startMs;
+    forecast.passTokens = tail.tokens + joined;
+  }
+}
+
+/** What prompts that are still to come add to the pass of a forecast: they join until it begins. */
+export function joinersMs(
+  { passStartMs, passTokens }: Forecast,
+  nowMs: number,
+  model: WorkerLatency,
+): number {
+  const { batchTokens } = model.shape.limits;
+  const untilMs = Math.max(0, passStartMs - nowMs);
+  const comingTokens = (joinersShare * untilMs * batchTokens) / model.prefillMs(batchTokens, 0);
+  const tokens = passTokens + Math.min(comingTokens, batchTokens - passTokens);
+  return model.prefillMs(tokens, 0) - model.prefillMs(passTokens, 0);
 }
 
 /** Puts a request behind the queue; `nowMs` is when it came or the plan's start. */

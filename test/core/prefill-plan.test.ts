@@ -54,7 +54,7 @@ function bookOf(): LatencyBook {
 }
 
 function forecastOf(book: LatencyBook, { atMs, tokens, cached }: Prompt): Forecast {
-  const found = { endMs: Number.NaN, breaksPromise: false };
+  const found = { endMs: Number.NaN, passStartMs: 0, passTokens: 0, breaksPromise: false };
   const prompt = { nowMs: atMs, uncachedTokens: tokens, cachedTokens: cached };
   forecastPrompt(book.planAt(0)!, prompt, book.modelAt(0)!, found);
   return found;

@@ -177,6 +177,12 @@ export class LatencyBook {
     return this.role === "prefill" ? this.#plans[slot] : undefined;
   }
 
+  /** By how much the first token of the oldest queued request is later than planned, ms. */
+  overdueMs(slot: number, nowMs: number): number {
+    const pass = this.#oldest[slot]?.pass;
+    return pass ? Math.max(0, nowMs - pass.endMs) : 0;
+  }
+
   /** KV tokens the holder's requests occupy: booked blocks, and one partly filled block each. */
   activeKvTokens(slot: number): number {
     const { activeBlocks, activeRequests } = this.#load;

@@ -239,14 +239,16 @@ function measurePlanned(
 ): void {
   const plan = book.planAt(slot);
   if (!plan || (fitTargetMs !== undefined && !keepsPromises)) return;
-  planned.nowMs = nowMs;
+  // What is behind an overdue prompt is as late: else a slow worker would look idle.
+  const overdueMs = fitTargetMs === undefined ? book.overdueMs(slot, nowMs) : 0;
+  planned.nowMs = nowMs - overdueMs;
   planned.uncachedTokens = measure.uncachedTokens;
   planned.cachedTokens = measure.cachedTokens;
   const model = book.modelAt(slot)!;
   forecastPrompt(plan, planned, model, forecast);
   // Under a target a prompt that would make others late does not join them.
-  const joined = fitTargetMs === undefined ? joinersMs(forecast, nowMs, model) : 0;
-  measure.prefillMs = forecast.endMs + joined - nowMs;
+  const joined = fitTargetMs === undefined ? joinersMs(forecast, planned.nowMs, model) : 0;
+  measure.prefillMs = forecast.endMs + joined - planned.nowMs;
   measure.ttftMs = measure.prefillMs + measure.tierMs;
   measure.breaksPromise = forecast.breaksPromise;
 }

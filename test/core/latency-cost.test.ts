@@ -151,6 +151,14 @@ it("does not wait for decode steps on prefill workers", () => {
   }
 });
 
+it("expects the rest of a queue whose head is overdue, however long", () => {
+  const [waiting] = termsOf(bookOf("prefill"), inputOf({ nowMs: setup.now_ms + 60_000 }));
+  // Of 9,000 and 3,000 tokens the second pass computes 3,808.
+  expect(waiting!.ttftMs - waiting!.ownPrefillMs).toBeGreaterThan(0);
+  const later = termsOf(bookOf("prefill"), inputOf({ nowMs: setup.now_ms + 90_000 }));
+  expect(later[0]!.ttftMs).toBe(waiting!.ttftMs);
+});
+
 it("charges own work of a prefill pool by the prompts its workers have queued", () => {
   const book = bookOf("prefill");
   const queued = workers.reduce((sum, { pending }) => sum + pending.length, 0) / workers.length;

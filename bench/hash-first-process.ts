@@ -24,6 +24,8 @@ import { type Client, ended, longPrompt, runWindows } from "./stream-bench-go.ts
 const [namespace, blockSize] = ["pool", 16];
 const timeoutMs = 20_000;
 const retryMs = 200;
+/** Looks for a router that is ready, until the bench gives up. */
+const triesMax = 600;
 
 function worker(bus: Bus): void {
   const [inst, epoch] = ["1", newEpoch(osRandom)];
@@ -75,7 +77,10 @@ async function client(bus: Bus): Promise<Client> {
     return told.every(({ success }) => Boolean(success));
   };
   // Until the router is there and knows the worker.
-  while (!(await generate().catch(() => false))) {
+  for (let tries = 1; ; tries++) {
+    const failure = await generate().then((done) => (done ? undefined : "refused"), String);
+    if (failure === undefined) break;
+    if (tries === triesMax) throw new Error(`the router takes no request: ${failure}`);
     await new Promise((resolve) => setTimeout(resolve, retryMs));
   }
   return (go, counter) => {

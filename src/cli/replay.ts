@@ -11,7 +11,7 @@ import { readSloClasses, type SloForm } from "../sim/attainment.ts";
 import { prefixDefaults, withSharedPrefixes } from "../sim/azure-trace.ts";
 import type { TraceRequest } from "../sim/mooncake-trace.ts";
 import {
-  boundPolicy,
+  boundPolicies,
   type PolicyName,
   policyNames,
   policyTable,
@@ -62,7 +62,7 @@ function textOf(options: ReplayFlagOptions, report: ReplayReport): string {
 async function planOf(options: ReplayFlagOptions): Promise<ReplayPlan> {
   const { seed, workers, speed } = options;
   const requests = await requestsOf(options);
-  const policies = policiesOf(options.policies);
+  const policies = policiesOf(options);
   return {
     requests,
     engine: await engineOf(options),
@@ -120,9 +120,13 @@ function lateOf({ workers, lateWorkers: count, joinMs }: ReplayFlagOptions): Lat
   throw new TiergridError("config_invalid", message);
 }
 
-/** `all` is every policy and the bound of a shared cache. */
-function policiesOf(text: string): readonly PolicyName[] {
-  if (text === "all") return [...policyNames, boundPolicy];
+/** `all` is every policy and the bounds of a shared cache, which differ only where queues are planned. */
+function policiesOf({ policies: text, forms, classes }: ReplayFlagOptions): readonly PolicyName[] {
+  if (text === "all") {
+    const { shared_cache: sums, shared_cache_planned: planned } = boundPolicies;
+    const plans = classes !== null || forms.includes("prefill");
+    return [...policyNames, sums, ...(plans ? [planned] : [])];
+  }
   const names = text.split(",").map((name) => name.trim());
   for (const name of names) {
     if (Object.hasOwn(policyTable, name)) continue;

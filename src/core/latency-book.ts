@@ -48,6 +48,8 @@ export interface LatencyBookOptions {
   readonly outputTokensAtStart?: number;
   /** (block, holder) pairs of queued prompts at once; beyond, prompts are not shared in advance. */
   readonly blocksMax?: number;
+  /** False: no queue is planned pass by pass. */
+  readonly plans?: boolean | undefined;
 }
 
 export interface LatencyDispatch {
@@ -105,6 +107,7 @@ export class LatencyBook {
   readonly role: LatencyRole;
 
   readonly #blockSize: number;
+  readonly #isPlanned: boolean;
   readonly #load: LatencyBookOptions["load"];
   readonly #pendingBlocks: LiveBlocks;
   readonly #requests = new Map<string, LatencyRequest>();
@@ -124,6 +127,7 @@ export class LatencyBook {
     const { role, blockSize, load, random } = options;
     this.role = role;
     this.#blockSize = blockSize;
+    this.#isPlanned = role === "prefill" && (options.plans ?? true);
     this.#load = load;
     this.#outputTokensMean = options.outputTokensAtStart ?? outputTokensUnknown;
     this.#pendingBlocks = new LiveBlocks(options.blocksMax ?? blocksMaxDefault, random, ignore);
@@ -174,7 +178,7 @@ export class LatencyBook {
    * planned: between decode steps others decide how long a pass takes.
    */
   planAt(slot: number): PrefillPlan | undefined {
-    return this.role === "prefill" ? this.#plans[slot] : undefined;
+    return this.#isPlanned ? this.#plans[slot] : undefined;
   }
 
   /** By how much the first token of the oldest queued request is later than planned, ms. */

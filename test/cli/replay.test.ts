@@ -49,12 +49,20 @@ it("runs all policies, and tells what capacity each has by every form", async ()
   const report = JSON.parse(printed);
   expect(Object.keys(report.policies)).toEqual([...policyNames]);
   expect(report.capacity).toMatchObject({ step: 4, prefill_step: 8, share: 0.95 });
-  for (const policy of Object.values<Record<string, unknown>>(report.policies)) {
+  const { shared_cache, shared_cache_planned } = report.bounds;
+  const rows = [...Object.values(report.policies), shared_cache, shared_cache_planned];
+  for (const policy of rows as Record<string, unknown>[]) {
     const fields = ["pair", "deadline", "prefill", "scaled", "every_class"];
     for (const field of fields) expect(policy).toHaveProperty(`capacity_${field}`);
     expect(policy["classes_at_capacity"]).toHaveLength(2);
     expect(policy["curve"]).not.toHaveLength(0);
   }
+});
+
+it("leaves out the planned bound where no queue is planned", async () => {
+  const { bounds } = JSON.parse((await run(`${small} --policies all --json`)).printed);
+  expect(bounds).toHaveProperty("shared_cache");
+  expect(bounds).not.toHaveProperty("shared_cache_planned");
 });
 
 it("adds wall times only when asked", async () => {

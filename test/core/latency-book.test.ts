@@ -56,6 +56,18 @@ it("learns from the time between a dispatch into an empty queue and the last fir
   expect(theta(one)).toEqual(thetaAfter(2, 1800, attention, 300 - 16));
 });
 
+it("plans the queues of prefill workers only, and none when told not to", () => {
+  const load = { activeBlocks: new Float64Array(1), activeRequests: new Int32Array(1) };
+  const planOf = (role: LatencyRole, plans?: boolean): unknown => {
+    const book = new LatencyBook({ role, blockSize, load, random: mulberry32(1), plans });
+    book.addHolder(0, new ShapeLatency(perf, limits));
+    return book.planAt(0);
+  };
+  expect(planOf("prefill")).toBeDefined();
+  expect(planOf("prefill", false)).toBeUndefined();
+  expect(planOf("aggregated", true)).toBeUndefined();
+});
+
 it("takes first tokens within a millisecond for one pass, and long prompts for several", () => {
   const one = rig();
   one.dispatch("a", 1000, 500);

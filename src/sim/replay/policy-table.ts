@@ -29,7 +29,12 @@ export type PolicyKind =
       readonly costMode?: CostMode;
       /** Books also a block for the end of each prompt, and prompts in pools that only prefill. */
       readonly booksEveryBlock?: true;
-      /** Every worker may use any cached block of the pool at once and for nothing: a bound. */
+      /** False: queues of workers that only prefill are known by their sums. */
+      readonly plans?: false;
+      /**
+       * Every worker may use any cached block of the pool at once and for nothing, and the engines'
+       * own model is known: a bound.
+       */
       readonly sharesCache?: true;
     }
   | {
@@ -75,20 +80,27 @@ export const policyTable = {
   "blocks-all-booked": { ...router("blocks"), booksEveryBlock: true },
   latency: latency(defaultLatencyWeights),
   "latency-profile": { ...latency(defaultLatencyWeights), learns: false },
-  "shared-cache": {
-    ...latency({ prefillExternality: 0, decodeHarm: 0.01, kvUsage: 1 }),
-    sharesCache: true,
-  },
+  "shared-cache": { ...sharedCache(), plans: false },
+  "shared-cache-planned": sharedCache(),
 } as const satisfies Record<string, PolicyKind>;
 
 export type PolicyName = keyof typeof policyTable;
 
-/** Not a policy that could be run, but what one is compared with. */
-export const boundPolicy = "shared-cache" satisfies PolicyName;
+/** Not policies that could be run, but what one is compared with, by their names in a report. */
+export const boundPolicies = {
+  shared_cache: "shared-cache",
+  shared_cache_planned: "shared-cache-planned",
+} as const satisfies Record<string, PolicyName>;
+
+export type BoundName = keyof typeof boundPolicies;
 
 export const policyNames: readonly PolicyName[] = (Object.keys(policyTable) as PolicyName[]).filter(
-  (name) => name !== boundPolicy,
+  (name) => !isBound(name),
 );
+
+export function isBound(name: string): boolean {
+  return Object.values<string>(boundPolicies).includes(name);
+}
 
 /** Tokens a second of one full chunk. */
 function peakPrefill({ perf, maxNumBatchedTokens }: MockEngineConfig): number {
@@ -105,6 +117,11 @@ function router(
 
 function latency(weights: LatencyWeights): PolicyKind & { readonly type: "router" } {
   return { type: "router", workerPolicy: "blocks", override: {}, latency: weights };
+}
+
+function sharedCache(): PolicyKind & { readonly type: "router" } {
+  const weights = { prefillExternality: 0, decodeHarm: 0.01, kvUsage: 1 };
+  return { ...latency(weights), learns: false, sharesCache: true };
 }
 
 function baseline(

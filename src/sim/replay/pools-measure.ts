@@ -153,7 +153,7 @@ async function runOptions(
     prefillExternality: file.prefillExternality,
     ...(file.role === "decode" && { decodeHarm: 1 }),
   };
-  const policy = selector.sharedCache ? "shared-cache" : "latency";
+  const policy = selector.sharedCache ? "shared-cache-planned" : "latency";
   const replayPools = pools.map(({ engine, workers, gpus, profile }) => {
     const fit = selector.plainFit ? plainFit : undefined;
     return { engine, workers, gpus, profile, policy, weights, fit } as const;

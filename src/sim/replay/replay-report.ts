@@ -2,7 +2,7 @@
 import type { SloClass } from "../attainment.ts";
 import { boundsOf, type ReplayBounds } from "./bounds.ts";
 import { stepOf } from "./capacity.ts";
-import { boundPolicy, type PolicyName } from "./policy-table.ts";
+import { type BoundName, boundPolicies, isBound, type PolicyName } from "./policy-table.ts";
 import { type CapacityPlan, openPlan, type PolicyReport, type ReplayPlan } from "./replay-plan.ts";
 
 export interface ReplayReport {
@@ -31,7 +31,7 @@ export interface ReplayReport {
   };
   readonly capacity?: CapacityNote;
   readonly policies: Readonly<Record<string, PolicyReport>>;
-  readonly bounds: ReplayBounds & { readonly shared_cache?: PolicyReport };
+  readonly bounds: ReplayBounds & { readonly [Name in BoundName]?: PolicyReport };
 }
 
 export interface CapacityNote {
@@ -50,7 +50,6 @@ export function reportOf(
 ): ReplayReport {
   const { engine, trace } = openPlan(plan);
   const { workers, targets, prefillTtftMs, classes } = plan;
-  const shared = found.get(boundPolicy);
   const sum = (values: Float64Array): number => values.reduce((total, value) => total + value, 0);
   const bounds = boundsOf({
     requests: trace.requests,
@@ -83,9 +82,16 @@ export function reportOf(
       ...(classes.length > 0 ? { classes } : {}),
     },
     ...(plan.capacity ? { capacity: noteOf(plan.capacity) } : {}),
-    policies: Object.fromEntries([...found].filter(([name]) => name !== boundPolicy)),
-    bounds: shared ? { ...bounds, shared_cache: shared } : bounds,
+    policies: Object.fromEntries([...found].filter(([name]) => !isBound(name))),
+    bounds: { ...bounds, ...sharedCaches(found) },
   };
+}
+
+function sharedCaches(
+  found: ReadonlyMap<PolicyName, PolicyReport>,
+): Partial<Record<BoundName, PolicyReport>> {
+  const rows = Object.entries(boundPolicies).map(([name, policy]) => [name, found.get(policy)]);
+  return Object.fromEntries(rows.filter(([, report]) => report !== undefined));
 }
 
 function noteOf({ search, prefillSearch }: CapacityPlan): CapacityNote {

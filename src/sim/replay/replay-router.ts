@@ -347,8 +347,10 @@ function tablesOf(
   if (kind.type === "baseline") return tables;
   if (!kind.latency) return kind.costMode ? { ...tables, costMode: kind.costMode } : tables;
   const limits = { capacityTokens: numGpuBlocks * blockSize, batchTokens: maxNumBatchedTokens };
-  const shape = new ShapeLatency(profile ?? engine.perf, limits, false, kind.learns ?? true);
-  const book = new LatencyBook({ role, blockSize, load, random: mulberry32(seed + 2) });
+  const believed = kind.sharesCache ? engine.perf : (profile ?? engine.perf);
+  const shape = new ShapeLatency(believed, limits, false, kind.learns ?? true);
+  const random = mulberry32(seed + 2);
+  const book = new LatencyBook({ role, blockSize, load, random, plans: kind.plans });
   for (const slot of workerIds.keys()) book.addHolder(slot, shape);
   return latencyChoiceTables(roster, load, { book, weights: weights ?? kind.latency, gpus, fit });
 }

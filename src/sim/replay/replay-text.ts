@@ -30,15 +30,18 @@ export function replayText(report: ReplayReport): string {
   return `${[head, "", ...aligned(cells), "", hits, ...floors, ...capacityNote(report)].join("\n")}\n`;
 }
 
-/** The policies, and the shared cache as one more row. */
+/** The policies, and the shared cache as more rows. */
 export function rowsOf({ policies, bounds }: ReplayReport): [string, PolicyReport][] {
+  const { shared_cache: sums, shared_cache_planned: planned } = bounds;
   const rows = Object.entries(policies);
-  return bounds.shared_cache ? [...rows, ["(shared cache)", bounds.shared_cache]] : rows;
+  if (sums) rows.push(["(shared cache)", sums]);
+  if (planned) rows.push(["(shared cache, planned)", planned]);
+  return rows;
 }
 
 /** Capacities where they were asked for, then what explains them. */
 export function columnsOf({ capacity, policies, bounds }: ReplayReport): Column[] {
-  const asked = Object.values(policies)[0] ?? bounds.shared_cache;
+  const asked = Object.values(policies)[0] ?? bounds.shared_cache ?? bounds.shared_cache_planned;
   const capacities: Column[] = (
     [
       ["cap deadline", "capacity_deadline"],

@@ -164,19 +164,39 @@ it("books the end of a prompt, and prompts in prefill pools, only where every bl
   expect(workersOf("blocks-scale-10")).not.toEqual(workersOf("blocks-all-booked"));
 });
 
-it("lets every worker have any block of the pool in the shared cache", () => {
-  const requests = Array.from({ length: 40 }, (_, place) =>
-    request({
-      arrivalMs: 1000 * place,
-      inputTokens: 512 * 8 + 10,
-      hashIds: [0, 1, 2, 3, 4, 5, 6, 7, 100 + place],
-    }),
+it.each(["shared-cache", "shared-cache-planned"] as const)(
+  "lets every worker have any block of the pool in the bound %s",
+  (policy) => {
+    const requests = Array.from({ length: 40 }, (_, place) =>
+      request({
+        arrivalMs: 1000 * place,
+        inputTokens: 512 * 8 + 10,
+        hashIds: [0, 1, 2, 3, 4, 5, 6, 7, 100 + place],
+      }),
+    );
+    const trace = prepareTrace(requests, { blockSize: 512, spreadMs: 0, random: mulberry32(1) });
+    const pools = [{ engine, workers: 4, policy }];
+    const run = replay({ trace, pools, speed: 1, seed: 1 });
+    expect([...run.cached]).toEqual([0, ...Array(39).fill(8 * 512)]);
+    expect(new Set(run.worker).size).toBe(4);
+  },
+);
+
+it("plans the queues of prefill workers in one bound, in the other it knows their sums", () => {
+  // Behind 8192 tokens there is no room in the first pass, which is all that sums tell apart.
+  const requests = [8192, 5000, 5000, 5000, 5000].map((inputTokens, place) =>
+    request({ arrivalMs: 20 * place, inputTokens, hashIds: [] }),
   );
   const trace = prepareTrace(requests, { blockSize: 512, spreadMs: 0, random: mulberry32(1) });
-  const pools = [{ engine, workers: 4, policy: "shared-cache" as const }];
-  const run = replay({ trace, pools, speed: 1, seed: 1 });
-  expect([...run.cached]).toEqual([0, ...Array(39).fill(8 * 512)]);
-  expect(new Set(run.worker).size).toBe(4);
+  const prefill = readMockEngineConfig({ ...small, worker_type: "prefill" });
+  const predicted = (policy: "shared-cache" | "shared-cache-planned"): number[] => {
+    const pools = [{ engine: prefill, workers: 1, policy }];
+    const run = replay({ trace, pools, speed: 1, seed: 1, predictions: true });
+    return [...run.predictedMs];
+  };
+  const [sums, planned] = [predicted("shared-cache"), predicted("shared-cache-planned")];
+  expect(sums[0]).toBeCloseTo(planned[0] ?? 0, 6);
+  expect(sums[4]).not.toBeCloseTo(planned[4] ?? 0, 0);
 });
 
 it.each([42, 43, 44])("holds relations between policies near saturation, seed %i", (seed) => {

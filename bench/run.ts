@@ -1,7 +1,8 @@
 /**
  * Runs the benches and prints what came out: a table for people, `--json` for machines.
  *
- *   npm run bench                     every bench, full size
+ *   npm run bench                     every bench but `soak`, full size
+ *   npm run bench -- soak             memory under churn, 36 minutes
  *   npm run bench -- hash index       only these
  *   npm run bench -- --quick --json   small sizes, JSON on stdout
  *   npm run bench -- stream --rows share,first   only these groups of rows; `stream` has groups
@@ -22,7 +23,10 @@ const benches = {
   sse: () => import("./sse-bench.ts"),
   share: () => import("./share-bench.ts"),
   hashFirst: () => import("./hash-first-bench.ts"),
+  soak: () => import("./soak-bench.ts"),
 } as const;
+/** Runs only when it is named: it takes 36 minutes. */
+const longBench: BenchName = "soak";
 
 interface Bench {
   run(options: BenchOptions): Promise<BenchRow[]>;
@@ -43,7 +47,10 @@ async function main(): Promise<void> {
       figures: { type: "boolean", default: false },
     },
   });
-  const names = positionals.length > 0 ? positionals : Object.keys(benches);
+  const names =
+    positionals.length > 0
+      ? positionals
+      : Object.keys(benches).filter((name) => name !== longBench);
   const rows: BenchRow[] = [];
   let summary: Bench["figures"];
   for (const name of names) {

@@ -22,7 +22,7 @@ import {
   encodeDispatch,
   encodeDispatchJson,
 } from "../src/protocol/request-frame.ts";
-import { attemptNumber, type Dispatch } from "../src/protocol/requests.ts";
+import { attemptNumber, type TokenDispatch } from "../src/protocol/requests.ts";
 import { NaiveRouter } from "./baselines/naive-router.ts";
 import { benchCore } from "./bench-core.ts";
 import { type BenchRow, quantile } from "./bench-row.ts";
@@ -130,7 +130,7 @@ function promptMaker(random: Random): () => Prompt {
   };
 }
 
-function dispatchOf(tokens: Uint32Array): Dispatch {
+function dispatchOf(tokens: Uint32Array): TokenDispatch {
   return {
     envelope: {
       rid: "0123456789abcdef0123456789abcdef",
@@ -144,7 +144,7 @@ function dispatchOf(tokens: Uint32Array): Dispatch {
       decisions: [],
     },
     body: { model: "bench", stop_conditions: { max_tokens: 256 } },
-    tokens,
+    prompt: { type: "tokens", tokens },
   };
 }
 
@@ -169,8 +169,9 @@ function oursSide(parts: Omit<Columns, "tables" | "depths">, made: readonly Prom
   return {
     decide: ({ tokens }, key) => decide(tokens, key),
     decideWire({ frame }, key) {
-      const { tokens } = decodeDispatch({ payload: frame, reply: undefined }, random);
-      return decide(tokens, key);
+      const { prompt } = decodeDispatch({ payload: frame, reply: undefined }, random);
+      if (prompt.type !== "tokens") throw new Error("expected tokens");
+      return decide(prompt.tokens, key);
     },
     free: (key) => tables.load.free(key, 0),
   };

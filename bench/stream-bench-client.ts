@@ -5,7 +5,7 @@
 import { realClock } from "../src/base/clock.ts";
 import { mulberry32, osRandom, randomHex128 } from "../src/base/random.ts";
 import { encodeDispatch, encodeDispatchJson } from "../src/protocol/request-frame.ts";
-import { attemptNumber, type Dispatch } from "../src/protocol/requests.ts";
+import { attemptNumber, type TokenDispatch } from "../src/protocol/requests.ts";
 import { decodeJsonFrame } from "../src/protocol/stream-json.ts";
 import type { Bus } from "../src/runtime/bus.ts";
 import type { StreamSink } from "../src/runtime/owner-request.ts";
@@ -162,7 +162,7 @@ function jsonClient(bus: Bus): Client {
 }
 
 /** A request whose stream nobody reads, or one that reads JSON frames at `subject`. */
-export function dispatchTo(subject: string, tokens: Uint32Array, maxTokens: number): Dispatch {
+export function dispatchTo(subject: string, tokens: Uint32Array, maxTokens: number): TokenDispatch {
   return {
     envelope: {
       rid: randomHex128(osRandom),
@@ -176,7 +176,7 @@ export function dispatchTo(subject: string, tokens: Uint32Array, maxTokens: numb
       decisions: [],
     },
     body: { model: "m", stop_conditions: { max_tokens: maxTokens } },
-    tokens,
+    prompt: { type: "tokens", tokens },
   };
 }
 

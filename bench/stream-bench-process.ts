@@ -23,7 +23,6 @@ import {
   encodeDispatchJson,
   readDispatch,
 } from "../src/protocol/request-frame.ts";
-import type { Dispatch } from "../src/protocol/requests.ts";
 import { decodeControl, encodeControlReply } from "../src/protocol/stream-control.ts";
 import { controlSubject } from "../src/protocol/subjects.ts";
 import type { Bus, BusMessage } from "../src/runtime/bus.ts";
@@ -145,9 +144,13 @@ function router(bus: Bus, inst: string, next: string): void {
     const { dispatch, bodyText } = readDispatch(message, osRandom);
     const { envelope } = dispatch;
     const decisions = [...envelope.decisions, decision];
-    const forwarded: Dispatch = { ...dispatch, envelope: { ...envelope, decisions } };
+    const { prompt, body } = dispatch;
+    const forwarded = { envelope: { ...envelope, decisions }, body };
     const isJson = message.payload[0] === 0x7b;
-    const bytes = isJson ? encodeDispatchJson(forwarded) : encodeDispatch(forwarded, bodyText);
+    const bytes =
+      isJson && prompt.type === "tokens"
+        ? encodeDispatchJson({ ...forwarded, prompt })
+        : encodeDispatch({ ...forwarded, prompt }, bodyText);
     const receipt = await bus.request(subjectOf(next), bytes, { timeoutMs: 10_000 });
     if (message.reply !== undefined) bus.publish(message.reply, receipt.payload);
   });

@@ -36,6 +36,8 @@ export const errorTable = {
   not_found: row(404, false, "not_found", "not_found"),
   method_not_allowed: row(405, false, "validation", "method_not_allowed"),
   duplicate_request: row(409, false, "validation", "duplicate_request"),
+  // A hop wants this prompt as tokens; its owner sends them.
+  prompt_needed: row(409, false, "validation", "invalid_request"),
   payload_too_large: row(413, false, "validation", "payload_too_large"),
   unsupported_media_type: row(415, false, "validation", "unsupported_media_type"),
   cancelled: row(499, false, "cancelled", "cancelled"),
@@ -61,6 +63,7 @@ export const errorTable = {
   no_responders: row(503, true, "unavailable", "unavailable"),
   bus_overloaded: row(503, true, "unavailable", "unavailable"),
   bus_closed: row(503, true, "unavailable", "unavailable"),
+  prompt_lost: row(503, true, "unavailable", "unavailable"),
   resume_lost: row(503, true, "unavailable", "unavailable"),
   // Time.
   accept_timeout: row(504, true, "response_timeout", "response_timeout"),

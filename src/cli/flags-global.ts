@@ -1,5 +1,6 @@
 /** Flags of `tiergrid global`: the global router and, in the same process, the OpenAI frontend. */
 import type { Command, FlagTable, OptionsOf } from "../base/flags.ts";
+import { hashFirstMinTokens } from "../runtime/prompt-source.ts";
 import { processFlags } from "./flags-process.ts";
 
 const routerFlags = {
@@ -232,6 +233,15 @@ const httpFlags = {
     default: false,
     group: "HTTP",
     help: "Drops nvext, extra_args and the routing and SLA headers of requests.",
+  },
+  hashFirstMinTokens: {
+    flag: "hash-first-min-tokens",
+    env: "TIERGRID_HASH_FIRST_MIN_TOKENS",
+    type: "integer",
+    min: 0,
+    default: hashFirstMinTokens,
+    group: "HTTP",
+    help: "Longer prompts go to the routers as hashes, and once to the worker; 0 = none does.",
   },
   migrationLimit: {
     flag: "migration-limit",

@@ -44,10 +44,11 @@ export async function run({ options }: Given<typeof globalFlags>): Promise<numbe
   const log = shell.logs("global_router");
   for (const warning of loaded.warnings) log.warn(formatFault(warning));
   const parts = { clock, random, bus, gate, metrics, model: options.modelName };
+  const blockHasher = await loadBlockHasher();
   const router = startGlobalRouter({
     ...parts,
     ...{ version, log, config: loaded.config, warnings: loaded.warnings.length },
-    blockHasher: await loadBlockHasher(),
+    blockHasher,
     namespace: options.namespace,
     component: options.componentName,
     defaults: {
@@ -70,6 +71,7 @@ export async function run({ options }: Given<typeof globalFlags>): Promise<numbe
     log: shell.logs("frontend"),
     acceptTimeoutMs: options.acceptTimeoutMs,
     settings: settingsOf(options),
+    blockHasher,
     ...(tokenizer && { tokenizer }),
     pools: () => poolStates(router.pools()),
   });
@@ -112,6 +114,7 @@ function settingsOf(options: GlobalOptions): Partial<FrontendSettings> {
     bodyBytesMax: options.bodyLimitMb * 1024 * 1024,
     overloadStatus: options.overloadStatus,
     keepAliveMs: options.sseKeepAliveSecs * 1000,
+    hashFirstMinTokens: options.hashFirstMinTokens,
     migrationLimit: options.migrationLimit,
     migrationMaxSeqTokens: options.migrationMaxSeqLen ?? undefined,
     enforceDisagg: options.enforceDisagg || !options.decodeFallback,

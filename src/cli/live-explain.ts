@@ -101,7 +101,7 @@ function questionOf(bus: Bus, options: ExplainOptions, role: Role): Uint8Array {
       router: { ttft_target: ttftTargetMs, itl_target: itlTargetMs },
       ...(priority !== null && { routing: { priority } }),
     },
-    tokens: new Uint32Array(tokens),
+    prompt: { type: "tokens", tokens: new Uint32Array(tokens) },
   });
 }
 

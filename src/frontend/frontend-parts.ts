@@ -4,6 +4,7 @@ import type { TiergridError } from "../base/errors.ts";
 import { defaultOverloadStatus } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
 import type { Log } from "../runtime/log.ts";
+import { hashFirstMinTokens } from "../runtime/prompt-source.ts";
 import type { StreamOwner } from "../runtime/stream-owner.ts";
 import type { FrontendMetrics } from "./request-record.ts";
 import type { RouteExplainer } from "./route-explainer.ts";
@@ -21,6 +22,8 @@ export interface FrontendSettings {
   /** Acceptance to first token. */
   readonly firstTokenTimeoutMs: number;
   readonly keepAliveMs: number;
+  /** Longer prompts go to the routers as hashes; 0 = none does. */
+  readonly hashFirstMinTokens: number;
   readonly migrationLimit: number;
   /** Longer sequences do not migrate; undefined = all do. */
   readonly migrationMaxSeqTokens: number | undefined;
@@ -41,6 +44,7 @@ export const frontendDefaults: FrontendSettings = {
   requestDeadlineMs: 600_000,
   firstTokenTimeoutMs: 60_000,
   keepAliveMs: keepAliveDefaultMs,
+  hashFirstMinTokens,
   migrationLimit: 3,
   migrationMaxSeqTokens: undefined,
   enforceDisagg: false,

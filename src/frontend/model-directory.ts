@@ -73,9 +73,10 @@ function routeOf(options: ModelDirectoryOptions, avoid: readonly string[]): Rout
   );
   const card = cards[Math.floor(random() * cards.length)];
   if (card === undefined) return undefined;
-  const { inst } = card;
+  const { inst, promptHashes } = card;
   return {
     inst,
+    promptHashes,
     subject: generateSubject("global", inst),
     control: controlSubject("global", inst),
   };

@@ -88,7 +88,7 @@ function dispatchOf({ phase, body, tokens }: ExplainedLeg, bus: Bus, random: Ran
     avoid: [],
     decisions: [],
   } as const;
-  return encodeDispatch({ envelope, body, tokens });
+  return encodeDispatch({ envelope, body, prompt: { type: "tokens", tokens } });
 }
 
 function answerOf(payload: Uint8Array): object {

@@ -4,13 +4,15 @@
  */
 import type { Clock } from "../base/clock.ts";
 import type { Random } from "../base/random.ts";
+import type { BlockHasher } from "../protocol/block-hashes.ts";
 import type { Bus } from "../runtime/bus.ts";
 import { type Instance, watchInstances } from "../runtime/discovery.ts";
 import type { EchoGate } from "../runtime/echo-gate.ts";
 import type { Log } from "../runtime/log.ts";
 import type { OwnerTotals } from "../runtime/owner-request.ts";
+import type { PromptHashing } from "../runtime/prompt-source.ts";
 import { createStreamOwner, type StreamOwner } from "../runtime/stream-owner.ts";
-import type { FrontendSettings, HealthDetails } from "./frontend-parts.ts";
+import { type FrontendSettings, frontendDefaults, type HealthDetails } from "./frontend-parts.ts";
 import { createFrontend, type Frontend } from "./http-api.ts";
 import { createModelDirectory } from "./model-directory.ts";
 import type { FrontendMetrics } from "./request-record.ts";
@@ -29,6 +31,8 @@ export interface StartFrontendOptions {
   /** Time a request gets to be accepted, queued or refused. */
   readonly acceptTimeoutMs: number;
   readonly settings?: Partial<FrontendSettings>;
+  /** Hashes prompts that go to the routers as hashes; without it none does. */
+  readonly blockHasher?: Pick<BlockHasher, "hashBlocks">;
   /** Without it the mock model's. */
   readonly tokenizer?: ModelTokenizer;
   /** Pools behind the routers, for `/health`; without it none is listed. */
@@ -49,7 +53,8 @@ export function startFrontend(options: StartFrontendOptions): RunningFrontend {
   const { bus, clock, random, gate, log, metrics, model, settings = {}, tokenizer } = options;
   const { acceptTimeoutMs } = options;
   const table = watchInstances({ bus, clock, gate, accept: ({ kind }) => kind === "global" });
-  const owner = createStreamOwner({ bus, clock, random, gate, acceptTimeoutMs });
+  const promptHashing = promptHashingOf(options);
+  const owner = createStreamOwner({ bus, clock, random, gate, acceptTimeoutMs, promptHashing });
   const models = createModelDirectory({ table, model, clock, random });
   collectStreams(metrics, model, owner.totals);
   const http = createFrontend({
@@ -81,6 +86,12 @@ export function startFrontend(options: StartFrontendOptions): RunningFrontend {
   };
 }
 
+function promptHashingOf(options: StartFrontendOptions): PromptHashing | undefined {
+  const { blockHasher: hasher, settings } = options;
+  const minTokens = settings?.hashFirstMinTokens ?? frontendDefaults.hashFirstMinTokens;
+  return hasher && minTokens > 0 ? { hasher, minTokens } : undefined;
+}
+
 /** Copies what the owner counts about its streams at each scrape. */
 function collectStreams(
   metrics: FrontendMetrics,
@@ -90,6 +101,8 @@ function collectStreams(
   const moved = { model, migration_type: "ongoing_request" };
   metrics.onScrape(() => {
     metrics.counter("dynamo_frontend_model_migration_total", moved).follow(totals.migrations);
+    metrics.counter("tiergrid_hashed_dispatches_total").follow(totals.hashedDispatches);
+    metrics.counter("tiergrid_prompts_handed_out_total").follow(totals.promptsHandedOut);
     metrics.counter("tiergrid_stream_resumes_total").follow(totals.resumes);
     metrics.counter("tiergrid_stream_fenced_frames_total").follow(totals.fenced);
     metrics.counter("tiergrid_stream_duplicate_tokens_total").follow(totals.duplicates);

@@ -30,6 +30,7 @@ import {
   outcomeOf,
   type Scorer,
 } from "./attainment.ts";
+import { takesPrompt } from "./hash-takers.ts";
 import {
   type AttemptRecord,
   type DecisionContext,
@@ -129,8 +130,8 @@ function admit(context: PolicyContext, dispatch: Dispatch): GlobalRequest {
 function plan(context: PolicyContext, entry: Entry): Plan {
   const request = entry.state;
   const { decision, failed } = request;
-  const { body, tokens } = entry;
-  const waits = tokens && waitForQuotes(context, request, decision, { body, tokens });
+  const { body, prompt } = entry;
+  const waits = prompt && waitForQuotes(context, request, decision, { body, prompt });
   if (waits) return waits;
   if (decision.live?.refusal) return unattainable(decision.live.refusal);
   const again = failed?.routerFault ? otherRouter(context, request, failed.step) : undefined;
@@ -201,6 +202,9 @@ function send(context: PolicyContext, entry: Entry, step: PoolStep, inst: string
   const { clock, health, series, log } = context;
   const pool = decision.role.live[step.pool];
   if (!pool) return refuse(unavailable(decision, "pool_unavailable"));
+  if (!takesPrompt(pool, inst, entry.prompt)) {
+    return refuse(new TiergridError("prompt_needed", `a router of ${pool.namespace} takes tokens`));
+  }
   const reason = reasonOf(decision, step.via);
   const { pool: index, via } = step;
   const startedMs = clock.nowMs();

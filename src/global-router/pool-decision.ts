@@ -17,7 +17,7 @@ import {
 import type { QuoteScore, QuoteTargets } from "../core/quote-choice.ts";
 import { cellText, type PoolSelection, type Role, selectPool } from "../core/sla-grid.ts";
 import { resolveSlaTargets, type SlaDefaults } from "../core/sla-targets.ts";
-import type { Dispatch, HopDecision, Phase } from "../protocol/requests.ts";
+import { type Dispatch, type HopDecision, islTokensOf, type Phase } from "../protocol/requests.ts";
 import type { ActiveConfig, ActiveRole, PoolHealth, PoolView } from "./pool-health.ts";
 import type { QuoteRecord } from "./pool-quotes.ts";
 
@@ -101,7 +101,7 @@ const roleOfPhase: Readonly<Record<Phase, Role>> = {
  * the mode does not have, targets that cannot be read (all at once) and a priority outside i32.
  */
 export function decidePool(dispatch: Dispatch, context: DecisionContext): PoolDecision {
-  const { envelope, body, tokens } = dispatch;
+  const { envelope, body, prompt } = dispatch;
   const { clock, random, health, defaults } = context;
   const active = context.active(envelope.rid);
   const role = active.roles.get(roleOfPhase[envelope.phase]);
@@ -120,7 +120,7 @@ export function decidePool(dispatch: Dispatch, context: DecisionContext): PoolDe
     throw new TiergridError("invalid_request", message, { faults: targets.faults });
   }
   const { ttft, itl } = targets;
-  const selection = selectPool(role.grid, { tokens: tokens.length, ttft, itl, priority });
+  const selection = selectPool(role.grid, { tokens: islTokensOf(prompt), ttft, itl, priority });
   const plan = planOf(role, selection);
   if (!plan) throw new TiergridError("internal_error", `pool ${selection.pool} has no plan`);
   return {

@@ -13,7 +13,7 @@ import type { BlockHasher } from "../protocol/block-hashes.ts";
 import { encodeHashQuestion } from "../protocol/hash-frame.ts";
 import { hashPrompt } from "../protocol/prompt-hashes.ts";
 import { isObject } from "../protocol/request-body.ts";
-import type { RequestBody } from "../protocol/requests.ts";
+import type { HashedPrompt, Prompt, RequestBody } from "../protocol/requests.ts";
 import { askSubject } from "../protocol/subjects.ts";
 import type { Bus } from "../runtime/bus.ts";
 import type { LivePool, PoolHealth } from "./pool-health.ts";
@@ -43,13 +43,13 @@ export interface QuoteAsker {
 
 export interface QuotePrompt {
   readonly body: RequestBody;
-  readonly tokens: Uint32Array;
+  readonly prompt: Prompt;
 }
 
 /** Makes the questions of one request; those of pools with one block size share their bytes. */
 export function quoteQuestions(
   hasher: BlockHasher,
-  { body, tokens }: QuotePrompt,
+  { body, prompt }: QuotePrompt,
   targets: QuoteTargets,
 ): (blockSize: number) => Uint8Array {
   const made = new Map<number, Uint8Array>();
@@ -58,11 +58,26 @@ export function quoteQuestions(
     const known = made.get(blockSize);
     if (known) return known;
     if (blockSize <= 0) throw new TiergridError("not_ready", "the pool names no block size");
-    const { islTokens, local: localHashes } = hashPrompt(hasher, body, tokens, blockSize);
+    const { islTokens, localHashes } = hashesOf(hasher, { body, prompt }, blockSize);
     const question = encodeHashQuestion({ body: asked, islTokens, blockSize, localHashes });
     made.set(blockSize, question);
     return question;
   };
+}
+
+/** Throws `prompt_needed` when the prompt came as hashes of other blocks. */
+function hashesOf(
+  hasher: BlockHasher,
+  { body, prompt }: QuotePrompt,
+  blockSize: number,
+): Pick<HashedPrompt, "islTokens" | "localHashes"> {
+  if (prompt.type === "tokens") {
+    const { islTokens, local: localHashes } = hashPrompt(hasher, body, prompt.tokens, blockSize);
+    return { islTokens, localHashes };
+  }
+  if (prompt.blockSize === blockSize) return prompt;
+  const message = `hashes of ${prompt.blockSize}-token blocks, the pool has ${blockSize}`;
+  throw new TiergridError("prompt_needed", message);
 }
 
 /** Asks one pool; resolves within `deadlineMs`, undefined when no router of it can be asked. */

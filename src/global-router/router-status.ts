@@ -5,6 +5,7 @@ import type { Bus } from "../runtime/bus.ts";
 import type { Health } from "../runtime/health-server.ts";
 import type { InstanceCard } from "../runtime/instance-card.ts";
 import type { GridControl, LastReload } from "./grid-control.ts";
+import { commonHashes } from "./hash-takers.ts";
 import { viewsOf } from "./pool-decision.ts";
 import { type ActiveConfig, type PoolHealth, type PoolView, workersOf } from "./pool-health.ts";
 import type { VitalsView } from "./pool-vitals.ts";
@@ -116,6 +117,7 @@ export function cardOf(source: StatusSource, epoch: string): () => InstanceCard 
       protocolVersions: [1],
       identityHashes: false,
       kvEvents: false,
+      promptHashes: commonHashes(cards),
       workersReady: live.reduce((sum, pool) => sum + workersOf(pool), 0),
     };
   };

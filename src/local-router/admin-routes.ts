@@ -21,9 +21,10 @@ import type { Choice } from "../core/choice.ts";
 import type { BusyThresholds, WorkerRoster } from "../core/worker-roster.ts";
 import { decodeHashQuestion } from "../protocol/hash-frame.ts";
 import { readJsonObject, shown } from "../protocol/request-body.ts";
+import type { Prompt } from "../protocol/requests.ts";
 import { askSubject } from "../protocol/subjects.ts";
 import type { Bus, Subscription } from "../runtime/bus.ts";
-import { type PoolRules, type Prompt, readRouteQuery } from "./route-query.ts";
+import { type PoolRules, readRouteQuery } from "./route-query.ts";
 import { nothingExcluded, refusalError, type WorkerChoice } from "./worker-choice.ts";
 import type { WorkerDirectory } from "./worker-directory.ts";
 
@@ -123,13 +124,15 @@ function setThresholds(router: Administered, text: string): object {
 function findBestWorker(router: Administered, payload: Uint8Array): object {
   const question = decodeHashQuestion(payload);
   if (!question) throw invalid("local_hashes", "an array of unsigned 64-bit integers", undefined);
-  const chosen = router.bestWorker(question);
+  const { islTokens, localHashes } = question;
+  const { blockSize } = router;
+  const chosen = router.bestWorker({ type: "hashes", islTokens, blockSize, localHashes });
   if (chosen.outcome === "refused") throw refusalError(chosen);
   const { workerId, dpRank, overlapBlocks } = chosen;
   return {
     worker_id: workerId,
     dp_rank: dpRank,
-    overlap: (overlapBlocks * router.blockSize) / question.islTokens,
+    overlap: (overlapBlocks * blockSize) / islTokens,
     matched_blocks: overlapBlocks,
   };
 }

@@ -98,14 +98,14 @@ export function createLocalPolicy(options: LocalPolicyOptions): DispatchPolicy<L
   };
 }
 
-function admit(policy: Policy, { envelope, body, tokens }: Dispatch): LocalRequest {
+function admit(policy: Policy, { envelope, body, prompt }: Dispatch): LocalRequest {
   if (!policy.serving()) throw new TiergridError("not_ready", "Router not initialized");
   if (isQueryOnly(body)) {
     const message = "query_instance_id dispatches nothing: ask the endpoint itself, or explain";
     throw new TiergridError("invalid_request", message, { field: "annotations" });
   }
   const startMs = policy.clock.nowMs();
-  const query = readRouteQuery(policy.rules, { phase: envelope.phase, body, prompt: { tokens } });
+  const query = readRouteQuery(policy.rules, { phase: envelope.phase, body, prompt });
   policy.series.hashingMs.observe(policy.clock.nowMs() - startMs);
   policy.series.started.add();
   policy.series.isl.observe(query.islTokens);
@@ -139,6 +139,9 @@ function plan(policy: Policy, entry: Entry): Plan {
     return refuse(policy, error ?? refusalError(choice));
   }
   state.booking = { key, worker: choice };
+  if (entry.prompt?.type === "hashes" && !takesHashes(policy, choice)) {
+    return refuse(policy, new TiergridError("prompt_needed", "the worker takes tokens only"));
+  }
   policy.series.hitRate.observe(choice.overlapBlocks / choice.requiredBlocks);
   const { workerId } = choice;
   return {
@@ -150,6 +153,11 @@ function plan(policy: Policy, entry: Entry): Plan {
     decision: decisionOf(policy, key, choice),
     progress: policy.rules.config.routerTrackOutputBlocks || policy.latency !== undefined,
   };
+}
+
+/** The card of each hop says so; an older worker may have joined since the router's was read. */
+function takesHashes({ directory }: Policy, { workerId }: ChosenWorker): boolean {
+  return directory.workers.get(workerId)?.card.promptHashes !== undefined;
 }
 
 function refuse({ metrics }: Policy, error: TiergridError): Plan {

@@ -94,6 +94,7 @@ export function startPresence(options: PresenceOptions): Presence {
 function cardOf(options: PresenceOptions, epoch: string, state: CardState): InstanceCard {
   const { inst, endpoint, role, blockSize, followsEvents, directory } = options;
   const cards = [...directory.workers.values()].map(({ card }) => card);
+  const hashed = cards.every(({ promptHashes }) => promptHashes !== undefined);
   const least = (values: readonly number[]): number => values.reduce((a, b) => Math.min(a, b));
   return {
     inst,
@@ -116,6 +117,7 @@ function cardOf(options: PresenceOptions, epoch: string, state: CardState): Inst
     protocolVersions: [1],
     identityHashes: options.indexMode === "identity",
     kvEvents: followsEvents,
+    promptHashes: hashed ? blockSize : undefined,
     workersReady: directory.selectableCount,
   };
 }

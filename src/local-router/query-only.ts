@@ -6,7 +6,7 @@
 import type { Random } from "../base/random.ts";
 import type { Choice } from "../core/choice.ts";
 import { decodeDispatch } from "../protocol/request-frame.ts";
-import type { Dispatch, RequestBody } from "../protocol/requests.ts";
+import type { RequestBody } from "../protocol/requests.ts";
 import type { StreamFrame } from "../protocol/stream-frames.ts";
 import type { Bus, BusMessage } from "../runtime/bus.ts";
 import { publishFrame } from "../runtime/dispatch-offer.ts";
@@ -28,16 +28,12 @@ export function answersQueryOnly(options: QueryOnlyOptions, message: BusMessage)
   const { bus, random, rules, choice, serving } = options;
   if (!mayBeQueryOnly(message.payload) || !serving()) return false;
   try {
-    const dispatch = decodeDispatch(message, random);
-    const { body, tokens, envelope } = dispatch;
-    if (!isQueryOnly(body)) return false;
-    const query = readRouteQuery(rules, { phase: rules.role, body, prompt: { tokens } });
-    const excluded = { ...nothingExcluded, avoid: envelope.avoid };
-    publishFrame(
-      bus,
-      envelope,
-      queryFrame(rules.role, dispatch, choice.ask(query, excluded).choice),
-    );
+    const { body, prompt, envelope } = decodeDispatch(message, random);
+    if (!isQueryOnly(body) || prompt.type === "hashes") return false;
+    const query = readRouteQuery(rules, { phase: rules.role, body, prompt });
+    const { attempt, avoid } = envelope;
+    const chosen = choice.ask(query, { ...nothingExcluded, avoid }).choice;
+    publishFrame(bus, envelope, queryFrame(rules.role, { attempt, ...prompt }, chosen));
     return true;
   } catch {
     // The dispatcher reads it again and says what is wrong with it.
@@ -54,8 +50,11 @@ export function isQueryOnly({ annotations }: RequestBody): boolean {
 }
 
 /** The only frame of the answer. */
-function queryFrame(role: PoolRules["role"], dispatch: Dispatch, choice: Choice): StreamFrame {
-  const { attempt } = dispatch.envelope;
+function queryFrame(
+  role: PoolRules["role"],
+  { attempt, tokens }: { readonly attempt: number; readonly tokens: Uint32Array },
+  choice: Choice,
+): StreamFrame {
   if (choice.outcome === "refused") {
     const { code, message, retryable } = refusalError(choice);
     return { type: "error", attempt, code, message, retryable, started: false };
@@ -68,7 +67,7 @@ function queryFrame(role: PoolRules["role"], dispatch: Dispatch, choice: Choice)
     decode_worker_id: decode ? workerId : null,
     decode_dp_rank: decode ? dpRank : null,
   };
-  const disaggregatedParams = { worker_id, token_ids: Array.from(dispatch.tokens) };
+  const disaggregatedParams = { worker_id, token_ids: Array.from(tokens) };
   const rest = { tokenIds: [], disaggregatedParams };
   return { type: "end", attempt, total: 0, finishReason: "stop", rest };
 }

@@ -7,7 +7,7 @@ import type { WorkerConstraints } from "../core/worker-roster.ts";
 import type { BlockHasher } from "../protocol/block-hashes.ts";
 import { hashPrompt } from "../protocol/prompt-hashes.ts";
 import { isObject, isU32, shown } from "../protocol/request-body.ts";
-import type { Phase, RequestBody, RoutingHints } from "../protocol/requests.ts";
+import type { Phase, Prompt, RequestBody, RoutingHints } from "../protocol/requests.ts";
 import { formatU64, readU64Json } from "../protocol/u64.ts";
 import type { CardRole } from "../runtime/instance-card.ts";
 
@@ -53,16 +53,7 @@ export interface RouteRequest {
   readonly prompt: Prompt;
 }
 
-/** A prompt as its tokens, or as the hashes its sender has made of them. */
-export type Prompt =
-  | { readonly tokens: Uint32Array }
-  | {
-      readonly islTokens: number;
-      /** Hash of each full block alone, 2 u32 per block. */
-      readonly localHashes: Uint32Array;
-    };
-
-/** Throws `invalid_request` naming the field. */
+/** Throws `invalid_request` naming the field, `prompt_needed` for hashes of other blocks. */
 export function readRouteQuery(rules: PoolRules, request: RouteRequest): RouteQuery {
   const { body, prompt, phase } = request;
   const override = overrideOf(body);
@@ -107,13 +98,19 @@ function hashesOf(
   body: RequestBody,
   prompt: Prompt,
 ): Pick<RouteQuery, "islTokens" | "blocks" | "sequence"> {
-  if ("localHashes" in prompt) {
+  if (prompt.type === "hashes") {
+    if (prompt.blockSize !== blockSize) throw otherBlocks(prompt.blockSize, blockSize);
     const sequence = prompt.localHashes.slice();
     const blocks = sequence.length / 2;
     blockHasher.chain(sequence, 1, blocks);
     return { islTokens: prompt.islTokens, blocks, sequence };
   }
   return hashPrompt(blockHasher, body, prompt.tokens, blockSize);
+}
+
+function otherBlocks(hashed: number, blockSize: number): TiergridError {
+  const message = `hashes of ${hashed}-token blocks, this pool has ${blockSize}`;
+  return new TiergridError("prompt_needed", message, { block_size: blockSize });
 }
 
 function overrideOf(body: RequestBody): RouterConfigOverride {

@@ -7,9 +7,9 @@ import type { Random } from "../base/random.ts";
 import { decodeHashQuestion } from "../protocol/hash-frame.ts";
 import { isObject } from "../protocol/request-body.ts";
 import { decodeDispatch } from "../protocol/request-frame.ts";
-import type { RequestBody, RoutingHints } from "../protocol/requests.ts";
+import type { Prompt, RequestBody, RoutingHints } from "../protocol/requests.ts";
 import type { BusMessage } from "../runtime/bus.ts";
-import { type PoolRules, type Prompt, type RouteQuery, readRouteQuery } from "./route-query.ts";
+import { type PoolRules, type RouteQuery, readRouteQuery } from "./route-query.ts";
 import { type Excluded, nothingExcluded } from "./worker-choice.ts";
 
 export interface Question {
@@ -29,14 +29,15 @@ export function readQuestion(rules: PoolRules, message: BusMessage, random: Rand
   if (hashed) {
     checkBlocks(hashed, rules.blockSize);
     const { islTokens, localHashes } = hashed;
-    return questionOf(rules, hashed.body, { islTokens, localHashes });
+    const { blockSize } = rules;
+    return questionOf(rules, hashed.body, { type: "hashes", islTokens, blockSize, localHashes });
   }
   const promptless = bare ? undefined : promptlessBody(payload);
   if (promptless) return questionOf(rules, promptless, undefined);
   const dispatch = decodeDispatch({ payload: bare ? wrapped(payload) : payload, reply }, random);
-  const { body, tokens, envelope } = dispatch;
+  const { body, prompt, envelope } = dispatch;
   const excluded = { ...nothingExcluded, avoid: envelope.avoid };
-  return { ...questionOf(rules, body, { tokens }), excluded, bare };
+  return { ...questionOf(rules, body, prompt), excluded, bare };
 }
 
 function questionOf(rules: PoolRules, body: RequestBody, prompt: Prompt | undefined): Question {

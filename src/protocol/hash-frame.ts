@@ -3,16 +3,15 @@
  * block where tokens are 4 bytes each, so a prompt of any length fits one small message.
  *
  *   JSON    {"local_hashes": ["123", …], "num_tokens": n, …body}
- *   frame   header 40 bytes | JSON {…body} padded to 4 | count x (lo u32, hi u32)
+ *   frame   header | JSON {…body} | count x (lo u32, hi u32)        `frame-layout.ts`, kind 2
  *
- * The header is that of `request-frame.ts` with kind 2: bytes 4 islTokens, 28 jsonBytes, 32 count,
- * 36 blockSize; the fields between repeat nothing and are zero. LoRA, salt and media must be in the
+ * The header's fields that repeat others are zero. LoRA, salt and media must be in the
  * hashes already. The sender's hashes are believed: they decide where a request goes, never what it
  * computes.
  */
 import { TiergridError } from "../base/errors.ts";
+import { encodeFrame, frameLayout, isHashFrame, splitFrame } from "./frame-layout.ts";
 import { checkRequestBody, type JsonObject, readJsonObject, shown } from "./request-body.ts";
-import { requestFrame } from "./request-frame.ts";
 import type { RequestBody } from "./requests.ts";
 import { readU64Json } from "./u64.ts";
 
@@ -30,25 +29,9 @@ export interface HashQuestion {
 
 /** The binary frame. */
 export function encodeHashQuestion(question: HashQuestion): Uint8Array {
-  const { body, islTokens, blockSize, localHashes } = question;
-  const json = Buffer.from(JSON.stringify(body));
-  const hashesAt = requestFrame.headerBytes + 4 * Math.ceil(json.length / 4);
-  const bytes = new Uint8Array(hashesAt + 4 * localHashes.length);
-  const header = new DataView(bytes.buffer);
-  header.setUint16(0, requestFrame.magic, true);
-  header.setUint8(2, requestFrame.version);
-  header.setUint8(3, requestFrame.kindHashes);
-  header.setUint32(4, islTokens, true);
-  header.setUint32(28, json.length, true);
-  header.setUint32(32, localHashes.length / 2, true);
-  header.setUint16(36, blockSize ?? 0, true);
-  bytes.set(json, requestFrame.headerBytes);
-  bytes.fill(0x20, requestFrame.headerBytes + json.length, hashesAt);
-  bytes.set(
-    new Uint8Array(localHashes.buffer, localHashes.byteOffset, 4 * localHashes.length),
-    hashesAt,
-  );
-  return bytes;
+  const { body, islTokens, blockSize = 0, localHashes: words } = question;
+  const { kindHashes: kind } = frameLayout;
+  return encodeFrame(JSON.stringify(body), { kind, islTokens, blockSize, words });
 }
 
 /** Undefined when the payload carries no hashes; throws `invalid_request` when it does, wrongly. */
@@ -61,32 +44,13 @@ export function decodeHashQuestion(payload: Uint8Array): HashQuestion | undefine
   return json["local_hashes"] === undefined ? undefined : readJson(json);
 }
 
-function isHashFrame(payload: Uint8Array): boolean {
-  const { magic, kindHashes } = requestFrame;
-  return payload[0] === (magic & 0xff) && payload[1] === magic >> 8 && payload[3] === kindHashes;
-}
-
 function readFrame(payload: Uint8Array): HashQuestion {
-  const { headerBytes, version } = requestFrame;
-  if (payload.length < headerBytes) throw wrong(`a header of ${headerBytes} bytes`, payload.length);
-  const header = new DataView(payload.buffer, payload.byteOffset, payload.byteLength);
-  if (header.getUint8(2) !== version) throw wrong(`frame version ${version}`, header.getUint8(2));
-  const jsonBytes = header.getUint32(28, true);
-  const count = header.getUint32(32, true);
-  const hashesAt = headerBytes + 4 * Math.ceil(jsonBytes / 4);
-  if (payload.length !== hashesAt + 8 * count) {
-    throw wrong(`${hashesAt} bytes and ${count} hashes of 8`, payload.length);
-  }
-  const body = readJsonObject(payload.subarray(headerBytes, headerBytes + jsonBytes), subject);
-  const localHashes = wordsOf(payload.subarray(hashesAt));
-  const blockSize = header.getUint16(36, true) || undefined;
-  return checked(body, { islTokens: header.getUint32(4, true), blockSize, localHashes });
-}
-
-/** The bytes as words: a view where they lie on a multiple of 4, as most large ones do, else a copy. */
-function wordsOf(bytes: Uint8Array): Uint32Array {
-  const { buffer, byteOffset } = bytes.byteOffset % 4 === 0 ? bytes : new Uint8Array(bytes);
-  return new Uint32Array(buffer, byteOffset, bytes.length / 4);
+  const frame = splitFrame(payload, (expected, found) => {
+    throw wrong(expected, found);
+  });
+  const { islTokens, blockSize, words: localHashes } = frame;
+  const body = readJsonObject(frame.json, subject);
+  return checked(body, { islTokens, blockSize: blockSize || undefined, localHashes });
 }
 
 function readJson({ local_hashes, num_tokens, block_size, ...body }: JsonObject): HashQuestion {

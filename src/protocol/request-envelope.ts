@@ -29,6 +29,7 @@ export function envelopeToJson(envelope: Envelope): JsonObject {
     phase: envelope.phase,
     deadline_ms: envelope.deadlineMs,
     stream: envelope.stream,
+    ...(envelope.promptFrom === undefined ? {} : { prompt_from: envelope.promptFrom }),
     notify: envelope.notify,
     ...(envelope.progress ? { progress: true } : {}),
     avoid: envelope.avoid,
@@ -42,8 +43,10 @@ export function envelopeText(envelope: Envelope): string {
   const call = `"rid":${quoted(rid)},"attempt":${attempt},"first":${first},"phase":"${phase}"`;
   const address = `"subject":${quoted(stream.subject)},"format":"${stream.format}"`;
   const owner = `{${address},"key":${stream.key},"acks":${stream.acks}}`;
+  const { promptFrom } = envelope;
+  const from = promptFrom === undefined ? "" : `"prompt_from":${quoted(promptFrom)},`;
   const progress = envelope.progress ? `,"progress":true` : "";
-  const lists = `"notify":${listText(notify)}${progress},"avoid":${listText(avoid)}`;
+  const lists = `${from}"notify":${listText(notify)}${progress},"avoid":${listText(avoid)}`;
   const rest = `${lists},"decisions":${listText(decisions)}`;
   return `{${call},"deadline_ms":${deadlineMs},"stream":${owner},${rest}}`;
 }
@@ -77,10 +80,12 @@ export function envelopeFromJson(
     avoid: listOf(json, "avoid", avoidMax, isName) as readonly string[],
     decisions: listOf(json, "decisions", decisionsMax, isDecision) as readonly HopDecision[],
   };
-  const progress = json["progress"];
-  return progress === undefined
-    ? envelope
-    : { ...envelope, progress: flagOf("progress", progress) };
+  const { progress, prompt_from: promptFrom } = json;
+  return {
+    ...envelope,
+    ...(promptFrom === undefined ? {} : { promptFrom: inboxOf("prompt_from", promptFrom) }),
+    ...(progress === undefined ? {} : { progress: flagOf("progress", progress) }),
+  };
 }
 
 export function isRid(value: unknown): value is string {
@@ -98,12 +103,15 @@ function replyStream(reply: string | undefined): StreamAddress {
 
 function streamOf(value: unknown): StreamAddress {
   if (!isObject(value)) fail("stream", "an object", value);
-  const { subject, format = "json", key = 0, acks = false } = value;
-  if (typeof subject !== "string" || !isForeignReply(subject)) {
-    fail("stream.subject", "an inbox subject", subject);
-  }
+  const { format = "json", key = 0, acks = false } = value;
+  const subject = inboxOf("stream.subject", value["subject"]);
   if (format !== "bundle" && format !== "json") fail("stream.format", "bundle or json", format);
   return { subject, format, key: u32Of("stream.key", key), acks: flagOf("stream.acks", acks) };
+}
+
+function inboxOf(field: string, value: unknown): string {
+  if (typeof value !== "string" || !isForeignReply(value)) fail(field, "an inbox subject", value);
+  return value;
 }
 
 function flagOf(field: string, value: unknown): boolean {

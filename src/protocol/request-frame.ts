@@ -2,66 +2,60 @@
  * A `Dispatch` as bytes. Two forms, told apart by the first byte:
  *
  *   JSON    {"token_ids": [...], ...body, "tiergrid": {envelope}}       any client
- *   frame   header 40 bytes | JSON {...body, "tiergrid"} padded to 4 | count x u32 tokens
+ *   frame   header | JSON {...body, "tiergrid"} | the prompt's words    `frame-layout.ts`
  *
- *   header, little endian
- *    0 magic u16 "TG"    2 version u8          3 kind u8 (1 tokens)   4 islTokens u32
- *    8 expectedOutputTokens u32 (2^32-1 none) 12 ttftTargetMs f32 (NaN none)
- *   16 itlTargetMs f32  20 strictPriority u32 24 priorityJumpSeconds f32
- *   28 jsonBytes u32    32 count u32          36 blockSize u16 (0 unsaid)   38 flags u16 (0)
+ *   kind    1  the tokens
+ *           2  local hashes of the full blocks; `tiergrid.prompt_from` hands out the tokens
  *
  * The header repeats fields of the JSON, so that a hop may decide without parsing it; the hop that
  * parses both rejects a difference. 128 k tokens are 0.5 MB and one copy here, 0.8 MB and 131,072
- * parsed numbers in JSON. A hop that forwards re-encodes the JSON part and copies the token bytes.
- * Words are written through typed arrays: hosts are little endian, as is every platform of Node 20.
+ * parsed numbers in JSON. A hop that forwards re-encodes the JSON part and copies the words.
  */
 import { TiergridError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
+import {
+  encodeFrame,
+  type Frame,
+  type FrameWords,
+  frameLayout,
+  isFrame,
+  splitFrame,
+} from "./frame-layout.ts";
 import { checkRequestBody, isObject, isU32, type JsonObject, shown } from "./request-body.ts";
 import { envelopeFromJson, envelopeText, envelopeToJson } from "./request-envelope.ts";
-import type { Dispatch, RequestBody } from "./requests.ts";
+import type { Dispatch, Envelope, Prompt, RequestBody, TokenDispatch } from "./requests.ts";
 
-/** What every frame with this header starts with. */
-export const requestFrame = {
-  magic: 0x4754,
-  version: 1,
-  kindTokens: 1,
-  kindHashes: 2,
-  headerBytes: 40,
-} as const;
-const { magic, version, kindTokens, headerBytes: requestHeaderBytes } = requestFrame;
+const { kindTokens, kindHashes } = frameLayout;
 const none = 0xffffffff;
 
-/** The header being written; encoding is synchronous and copies it. */
-const headerBytes = new Uint8Array(requestHeaderBytes);
-const headerView = new DataView(headerBytes.buffer);
 const decoder = new TextDecoder("utf-8", { fatal: true });
 
 /**
- * The binary frame; the tokens are copied, nothing of `dispatch` is kept. `bodyText` is the body as
+ * The binary frame; the words are copied, nothing of `dispatch` is kept. `bodyText` is the body as
  * `readDispatch` found it: a hop that does not change it need not print it.
  */
 export function encodeDispatch(dispatch: Dispatch, bodyText?: string): Uint8Array {
-  const { body, envelope, tokens } = dispatch;
+  const { body, envelope, prompt } = dispatch;
   const fields = bodyText ?? JSON.stringify(body).slice(0, -1);
   const comma = fields === "{" ? "" : ",";
   const json = `${fields}${comma}"tiergrid":${envelopeText(envelope)}}`;
-  const jsonBytes = Buffer.byteLength(json);
-  const tokensAt = requestHeaderBytes + padded(jsonBytes);
-  const bytes = Buffer.allocUnsafe(tokensAt + 4 * tokens.length);
-  writeHeader(body, jsonBytes, tokens.length);
-  bytes.set(headerBytes);
-  bytes.write(json, requestHeaderBytes, "utf8");
-  for (let at = requestHeaderBytes + jsonBytes; at < tokensAt; at++) bytes[at] = 0x20;
-  bytes.set(new Uint8Array(tokens.buffer, tokens.byteOffset, 4 * tokens.length), tokensAt);
-  return bytes;
+  return encodeFrame(json, frameWordsOf(prompt), (header) => writeHints(header, body));
 }
 
-/** The JSON form. */
-export function encodeDispatchJson(dispatch: Dispatch): Uint8Array {
-  const { body, envelope, tokens } = dispatch;
-  const json = { token_ids: Array.from(tokens), ...body, tiergrid: envelopeToJson(envelope) };
-  return Buffer.from(JSON.stringify(json));
+function frameWordsOf(prompt: Prompt): FrameWords {
+  if (prompt.type === "hashes") {
+    const { islTokens, blockSize, localHashes: words } = prompt;
+    return { kind: kindHashes, islTokens, blockSize, words };
+  }
+  const { tokens: words } = prompt;
+  return { kind: kindTokens, islTokens: words.length, blockSize: 0, words };
+}
+
+/** The JSON form, which has no hashes. */
+export function encodeDispatchJson(dispatch: TokenDispatch): Uint8Array {
+  const { body, envelope, prompt } = dispatch;
+  const token_ids = Array.from(prompt.tokens);
+  return Buffer.from(JSON.stringify({ token_ids, ...body, tiergrid: envelopeToJson(envelope) }));
 }
 
 /** A message that carries a dispatch; without an envelope, `reply` is the stream. */
@@ -71,7 +65,7 @@ export interface DispatchMessage {
 }
 
 /**
- * Reads either form; a plain client's missing `rid` is drawn from `random`. The tokens are a copy,
+ * Reads either form; a plain client's missing `rid` is drawn from `random`. The prompt is a copy,
  * or a view of the payload where it is aligned. Throws `invalid_request` saying what was expected.
  */
 export function decodeDispatch(message: DispatchMessage, random: Random): Dispatch {
@@ -86,11 +80,19 @@ export interface ReadDispatch {
 
 /** `decodeDispatch`, for a hop that passes the request on. */
 export function readDispatch({ payload, reply }: DispatchMessage, random: Random): ReadDispatch {
-  const { body, bodyText, tiergrid, tokens } = isFrame(payload)
+  const { body, bodyText, tiergrid, prompt } = isFrame(payload)
     ? readFrame(payload)
     : readJson(payload);
   const envelope = envelopeFromJson(tiergrid, reply, random);
-  return { dispatch: { envelope, body, tokens }, bodyText };
+  checkSource(prompt, envelope);
+  return { dispatch: { envelope, body, prompt }, bodyText };
+}
+
+/** Who sends hashes says where the tokens are. */
+function checkSource(prompt: Prompt, { promptFrom }: Envelope): void {
+  if (prompt.type === "tokens" || promptFrom !== undefined) return;
+  const field = "tiergrid.prompt_from";
+  fail(`${field} must be given with a prompt as hashes, got nothing`, field);
 }
 
 /**
@@ -107,10 +109,6 @@ export function awaitsReceipt(payload: Uint8Array): boolean {
   }
 }
 
-function isFrame(payload: Uint8Array): boolean {
-  return payload[0] === (magic & 0xff) && payload[1] === magic >> 8;
-}
-
 interface JsonParts {
   readonly body: JsonObject;
   readonly bodyText: string | undefined;
@@ -118,29 +116,44 @@ interface JsonParts {
 }
 
 interface DispatchParts extends JsonParts {
-  readonly tokens: Uint32Array;
+  readonly prompt: Prompt;
 }
 
 function readJson(payload: Uint8Array): DispatchParts {
   const { token_ids, tiergrid, ...body } = parseJson(textOf(payload));
   checkRequestBody(body);
-  return { body, bodyText: undefined, tiergrid, tokens: tokensFromJson(token_ids) };
+  const prompt = { type: "tokens", tokens: tokensFromJson(token_ids) } as const;
+  return { body, bodyText: undefined, tiergrid, prompt };
 }
 
 function readFrame(payload: Uint8Array): DispatchParts {
-  const header = new DataView(payload.buffer, payload.byteOffset, payload.byteLength);
-  const { jsonBytes, count } = checkHeader(header);
-  const tokensAt = requestHeaderBytes + padded(jsonBytes);
-  if (payload.length !== tokensAt + 4 * count) {
-    fail(`a frame of ${tokensAt} bytes and ${count} tokens of 4, got ${payload.length} bytes`);
-  }
-  const text = textOf(payload.subarray(requestHeaderBytes, requestHeaderBytes + jsonBytes));
-  const { body, bodyText, tiergrid } = halvesOf(text) ?? wholeOf(text);
+  const frame = splitFrame(payload, (expected, found) => fail(`${expected}, got ${found}`));
+  const prompt = promptOf(frame);
+  const { body, bodyText, tiergrid } = partsOf(textOf(frame.json));
   if (body["token_ids"] !== undefined) fail("packed tokens or token_ids, got both");
   checkRequestBody(body);
-  checkRepeated(header, body, count);
-  const tokens = packedTokens(payload.subarray(tokensAt), count);
-  return { body, bodyText, tiergrid, tokens };
+  checkRepeated(frame.header, body);
+  return { body, bodyText, tiergrid, prompt };
+}
+
+function partsOf(text: string): JsonParts {
+  return halvesOf(text) ?? wholeOf(text);
+}
+
+/** Throws unless the words are a whole prompt. */
+function promptOf({ kind, islTokens, blockSize, words }: Frame): Prompt {
+  if (islTokens === 0) fail("at least one token, got none");
+  if (kind === kindTokens) {
+    if (islTokens !== words.length) fail(`${islTokens} tokens, got ${words.length}`);
+    return { type: "tokens", tokens: words };
+  }
+  if (blockSize === 0) fail("hashes with their block size, got 0");
+  const blocks = Math.floor(islTokens / blockSize);
+  if (words.length !== 2 * blocks) {
+    const found = `${words.length / 2} hashes`;
+    fail(`${blocks} hashes for ${islTokens} tokens in blocks of ${blockSize}, got ${found}`);
+  }
+  return { type: "hashes", islTokens, blockSize, localHashes: words };
 }
 
 /** How our frames go on after the body's fields. */
@@ -170,36 +183,16 @@ function wholeOf(text: string): JsonParts {
   return { body, bodyText: undefined, tiergrid };
 }
 
-/** Counts of a frame's parts; throws unless magic, version, kind and counts can be read. */
-function checkHeader(header: DataView): { jsonBytes: number; count: number } {
-  if (header.byteLength < requestHeaderBytes) {
-    fail(`a frame header of ${requestHeaderBytes} bytes, got ${header.byteLength}`);
-  }
-  if (header.getUint8(2) !== version) fail(`frame version ${version}, got ${header.getUint8(2)}`);
-  if (header.getUint8(3) !== kindTokens) fail(`frame kind 1 (tokens), got ${header.getUint8(3)}`);
-  const count = header.getUint32(32, true);
-  if (count === 0) fail("at least one token, got none");
-  return { jsonBytes: header.getUint32(28, true), count };
-}
-
-function writeHeader(body: RequestBody, jsonBytes: number, count: number): void {
-  headerView.setUint16(0, magic, true);
-  headerView.setUint8(2, version);
-  headerView.setUint8(3, kindTokens);
-  headerView.setUint32(4, count, true);
-  headerView.setUint32(8, u32Or(body.routing?.expected_output_tokens, none), true);
-  headerView.setFloat32(12, body.router?.ttft_target ?? Number.NaN, true);
-  headerView.setFloat32(16, body.router?.itl_target ?? Number.NaN, true);
-  headerView.setUint32(20, u32Or(body.routing?.strict_priority, 0), true);
-  headerView.setFloat32(24, body.routing?.priority_jump ?? 0, true);
-  headerView.setUint32(28, jsonBytes, true);
-  headerView.setUint32(32, count, true);
+function writeHints(header: DataView, { routing, router }: RequestBody): void {
+  header.setUint32(8, u32Or(routing?.expected_output_tokens, none), true);
+  header.setFloat32(12, router?.ttft_target ?? Number.NaN, true);
+  header.setFloat32(16, router?.itl_target ?? Number.NaN, true);
+  header.setUint32(20, u32Or(routing?.strict_priority, 0), true);
+  header.setFloat32(24, routing?.priority_jump ?? 0, true);
 }
 
 /** Throws when the header's copies of JSON fields differ from the JSON. */
-function checkRepeated(header: DataView, body: RequestBody, count: number): void {
-  const { routing, router } = body;
-  sameField("islTokens", header.getUint32(4, true), count);
+function checkRepeated(header: DataView, { routing, router }: RequestBody): void {
   const expectedOutput = u32Or(routing?.expected_output_tokens, none);
   sameField("expectedOutputTokens", header.getUint32(8, true), expectedOutput);
   sameField("ttftTargetMs", header.getFloat32(12, true), f32Or(router?.ttft_target, Number.NaN));
@@ -211,13 +204,6 @@ function checkRepeated(header: DataView, body: RequestBody, count: number): void
 function sameField(field: string, inHeader: number, inJson: number): void {
   if (Object.is(inHeader, inJson)) return;
   fail(`the same ${field} in header and JSON, got ${inHeader} and ${inJson}`);
-}
-
-function packedTokens(bytes: Uint8Array, count: number): Uint32Array {
-  if (bytes.byteOffset % 4 === 0) return new Uint32Array(bytes.buffer, bytes.byteOffset, count);
-  const tokens = new Uint32Array(count);
-  new Uint8Array(tokens.buffer).set(bytes);
-  return tokens;
 }
 
 function tokensFromJson(value: unknown): Uint32Array {
@@ -259,7 +245,6 @@ function notJson(bytes: number): never {
   fail(`a JSON object, got ${bytes} bytes that are not JSON`);
 }
 
-const padded = (bytes: number): number => 4 * Math.ceil(bytes / 4);
 const u32Or = (value: number | null | undefined, absent: number): number => value ?? absent;
 const f32Or = (value: number | null | undefined, absent: number): number =>
   Math.fround(value ?? absent);

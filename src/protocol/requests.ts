@@ -118,6 +118,8 @@ export interface Envelope {
   /** Time left when this hop sent it, ms; a duration, so that clocks are never compared. */
   readonly deadlineMs: number;
   readonly stream: StreamAddress;
+  /** Where the worker asks for the tokens of a prompt that travels as hashes. */
+  readonly promptFrom?: string;
   /** Notice subjects of the dispatchers above the worker, nearest first. */
   readonly notify: readonly string[];
   /** The nearest of them wants `progress` notices; default false. */
@@ -127,10 +129,39 @@ export interface Envelope {
   readonly decisions: readonly HopDecision[];
 }
 
+/**
+ * A prompt on its way down: its tokens; or what routers decide by, while its owner keeps the tokens
+ * for the worker that takes the request. Hashes are believed for routing only.
+ */
+export type Prompt = TokenPrompt | HashedPrompt;
+
+export interface TokenPrompt {
+  readonly type: "tokens";
+  readonly tokens: Uint32Array;
+}
+
+export interface HashedPrompt {
+  readonly type: "hashes";
+  readonly islTokens: number;
+  /** Tokens per block that were hashed. */
+  readonly blockSize: number;
+  /** Hash of each full block alone, 2 u32 per block; may be a view of the payload. */
+  readonly localHashes: Uint32Array;
+}
+
+/** Tokens of the prompt, as its sender counts them. */
+export function islTokensOf(prompt: Prompt): number {
+  return prompt.type === "tokens" ? prompt.tokens.length : prompt.islTokens;
+}
+
 export interface Dispatch {
   readonly envelope: Envelope;
   readonly body: RequestBody;
-  readonly tokens: Uint32Array;
+  readonly prompt: Prompt;
+}
+
+export interface TokenDispatch extends Dispatch {
+  readonly prompt: TokenPrompt;
 }
 
 /** The reply to a `Dispatch`: the next hop took it (all the way to a worker), or it did not. */

@@ -10,7 +10,13 @@
 import { CancelSwitch } from "../base/cancel.ts";
 import { TiergridError } from "../base/errors.ts";
 import type { ReadDispatch } from "../protocol/request-frame.ts";
-import { attemptNumber, attemptPartMax, attemptParts, type Receipt } from "../protocol/requests.ts";
+import {
+  attemptNumber,
+  attemptPartMax,
+  attemptParts,
+  islTokensOf,
+  type Receipt,
+} from "../protocol/requests.ts";
 import type {
   DispatchEntry,
   DispatcherTotals,
@@ -48,7 +54,7 @@ export class DispatchBook<State> {
    * `duplicate_request`, `overloaded`, and what `policy.admit` throws.
    */
   admit({ dispatch, bodyText }: ReadDispatch, nowMs: number): DispatchEntry<State> {
-    const { envelope, body, tokens } = dispatch;
+    const { envelope, body, prompt } = dispatch;
     const older = this.entries.get(envelope.rid);
     if (older && envelope.attempt <= older.attempt) {
       throw new TiergridError("duplicate_request", `attempt ${envelope.attempt} is already known`);
@@ -66,8 +72,8 @@ export class DispatchBook<State> {
       envelope,
       body,
       bodyText,
-      tokens,
-      islTokens: tokens.length,
+      prompt,
+      islTokens: islTokensOf(prompt),
       state,
       receivedMs: nowMs,
       deadlineMs: nowMs + envelope.deadlineMs,
@@ -165,6 +171,6 @@ export class DispatchBook<State> {
 }
 
 function dropPrompt(entry: DispatchEntry<unknown>): void {
-  entry.tokens = undefined;
+  entry.prompt = undefined;
   entry.bodyText = undefined;
 }

@@ -41,13 +41,13 @@ export interface OfferOptions {
 
 /** The request as the next hop gets it; `noticeSubject` is the sender's. */
 export function encodeForward(
-  { envelope, attempt, body, bodyText, tokens }: DispatchEntry<unknown>,
+  { envelope, attempt, body, bodyText, prompt }: DispatchEntry<unknown>,
   plan: SendPlan,
   leftMs: number,
   noticeSubject: string,
 ): Uint8Array {
-  if (!tokens) throw new TiergridError("internal_error", "the prompt is gone");
-  const { rid, first, phase, stream, avoid } = envelope;
+  if (!prompt) throw new TiergridError("internal_error", "the prompt is gone");
+  const { rid, first, phase, stream, promptFrom, avoid } = envelope;
   const forwarded: Envelope = {
     rid,
     attempt,
@@ -55,12 +55,13 @@ export function encodeForward(
     phase,
     deadlineMs: Math.max(1, Math.floor(leftMs)),
     stream,
+    ...(promptFrom !== undefined && { promptFrom }),
     notify: [noticeSubject, ...envelope.notify],
     progress: plan.progress === true,
     avoid,
     decisions: [...envelope.decisions, plan.decision],
   };
-  const dispatch = { envelope: forwarded, body: plan.body, tokens };
+  const dispatch = { envelope: forwarded, body: plan.body, prompt };
   return encodeDispatch(dispatch, plan.body === body ? bodyText : undefined);
 }
 

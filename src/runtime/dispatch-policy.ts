@@ -4,7 +4,7 @@
 import type { CancelSignal, CancelSwitch } from "../base/cancel.ts";
 import type { TiergridError } from "../base/errors.ts";
 import type { RequestNotice } from "../protocol/notices.ts";
-import type { Dispatch, Envelope, HopDecision, RequestBody } from "../protocol/requests.ts";
+import type { Dispatch, Envelope, HopDecision, Prompt, RequestBody } from "../protocol/requests.ts";
 
 /** The next thing to do with a request. */
 export type Plan =
@@ -63,8 +63,8 @@ export interface DispatchEntry<State> {
   readonly body: RequestBody;
   /** The body as it came, see `ReadDispatch`; undefined after the first output. */
   bodyText: string | undefined;
-  /** The prompt; undefined after the first output, when no retry is possible. */
-  tokens: Uint32Array | undefined;
+  /** Undefined after the first output, when no retry is possible. */
+  prompt: Prompt | undefined;
   readonly islTokens: number;
   readonly state: State;
   readonly receivedMs: number;

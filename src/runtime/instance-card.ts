@@ -48,6 +48,11 @@ export interface InstanceCard {
   readonly identityHashes: boolean;
   /** True when the worker publishes KV events. */
   readonly kvEvents: boolean;
+  /**
+   * Tokens per block of the hashes that this instance takes in place of a prompt; of routers, all
+   * that they would send it to take them too. Absent = prompts as tokens only.
+   */
+  readonly promptHashes?: number | undefined;
   /** Of a worker: what requests may require or prefer of it; absent = none. */
   readonly taints?: readonly string[];
   /** Of a worker: profile of its engine, as `readPerfModel` takes it; absent = not known. */
@@ -95,6 +100,7 @@ export function encodeHeartbeat({ card, goodbye }: Heartbeat): Uint8Array {
     protocol_versions: card.protocolVersions,
     identity_hashes: card.identityHashes,
     kv_events: card.kvEvents,
+    prompt_hashes: card.promptHashes,
     taints: card.taints,
     perf_model: card.perfModel,
     workers_ready: card.workersReady,
@@ -135,6 +141,7 @@ function cardOf(fields: Fields): InstanceCard {
   const workerId = text(fields, "worker_id");
   if (!/^[0-9a-f]{16}$/.test(epoch) || !/^\d{1,20}$/.test(workerId)) throw wrong;
   const { load, digests, taints, perf_model: perfModel, workers_ready: workersReady } = fields;
+  const { prompt_hashes: promptHashes } = fields;
   return {
     inst,
     epoch,
@@ -155,6 +162,7 @@ function cardOf(fields: Fields): InstanceCard {
     protocolVersions: list(fields["protocol_versions"], protocolVersionsMax).map(asCount),
     identityHashes: fields["identity_hashes"] === true,
     kvEvents: fields["kv_events"] === true,
+    ...(promptHashes === undefined ? {} : { promptHashes: asCount(promptHashes) }),
     ...(taints === undefined ? {} : { taints: list(taints, taintsMax).map(asText) }),
     ...(perfModel === undefined ? {} : { perfModel }),
     ...(load === undefined ? {} : { load: loadOf(asFields(load)) }),

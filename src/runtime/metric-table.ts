@@ -59,6 +59,8 @@ export const frontendMetrics = {
   dynamo_frontend_model_kv_cache_block_size: gauge("Tokens per block", ["model"]),
   dynamo_frontend_model_migration_limit: gauge("Migrations of one request at most", ["model"]),
   tiergrid_sla_target_rejected_total: counter("SLA targets that could not be read", ["reason"]),
+  tiergrid_hashed_dispatches_total: counter("Dispatches whose prompt went as hashes"),
+  tiergrid_prompts_handed_out_total: counter("Prompts handed out to the workers that asked"),
   tiergrid_stream_resumes_total: counter("Streams resumed after a gap"),
   tiergrid_stream_fenced_frames_total: counter("Frames of an attempt that was given up"),
   tiergrid_stream_duplicate_tokens_total: counter("Tokens that came twice and were dropped"),
@@ -224,6 +226,10 @@ export const workerMetrics = {
   tiergrid_durable_append_failures_total: counter("Messages with KV events it did not take"),
   tiergrid_stream_orphans_total: counter("Streams whose owner went away"),
   tiergrid_stream_credit_stalls_total: counter("Waits for a slow stream owner"),
+  tiergrid_prompt_fetches_total: counter("Prompts that came as hashes, asked of their owner", [
+    "outcome",
+  ]),
+  tiergrid_prompt_fetch_seconds: histogram("Accepted to prompt had", buckets.short),
 };
 
 /** The grids of a global router: changes, versions, what the cells measure. */

@@ -12,8 +12,7 @@ import { TiergridError, toTiergridError } from "../base/errors.ts";
 import type { ClosedNotice } from "../protocol/notices.ts";
 import { decodeReceipt } from "../protocol/receipts.ts";
 import { avoidMax } from "../protocol/request-envelope.ts";
-import { encodeDispatch } from "../protocol/request-frame.ts";
-import { attemptNumber, callsMax, type Envelope, type Receipt } from "../protocol/requests.ts";
+import { attemptNumber, callsMax, type Receipt } from "../protocol/requests.ts";
 import { decodeControlReply, encodeControl } from "../protocol/stream-control.ts";
 import type {
   AcceptedFrame,
@@ -23,7 +22,8 @@ import type {
 } from "../protocol/stream-frames.ts";
 import { AnswerRecord } from "./answer-record.ts";
 import { CallPlaces, type Place } from "./call-places.ts";
-import { migratedBody, migratedTokens, tokensLeft } from "./migration.ts";
+import { migratedTokens, tokensLeft } from "./migration.ts";
+import { encodeCall } from "./owner-dispatch.ts";
 import type { CallRequest, OwnerShared, Route } from "./owner-request.ts";
 import { fingerprintOf } from "./poison-guard.ts";
 import { StreamConsumer, silenceTexts } from "./stream-consumer.ts";
@@ -31,6 +31,8 @@ import { streamDefaults } from "./stream-defaults.ts";
 
 /** Failures that say a worker died with the request on it. */
 const lostCodes: ReadonlySet<string> = new Set(["worker_lost", "stream_idle"]);
+/** Failures after which the prompt itself is sent. */
+const tokenCodes: ReadonlySet<string> = new Set(["prompt_needed", "prompt_lost"]);
 
 export class Call {
   readonly rid: string;
@@ -47,6 +49,8 @@ export class Call {
   readonly #made: number[] = [];
   #settle: () => void = () => {};
   #routeInst: string | undefined;
+  /** True once a hop, or a worker, could not do with hashes of the prompt. */
+  #sendsTokens = false;
   /** Set while a receipt is awaited. */
   #inFlight: CancelSwitch | undefined;
   #retries = 0;
@@ -179,7 +183,7 @@ export class Call {
     try {
       const timeoutMs = Math.max(1, this.#deadlineAtMs - clock.nowMs());
       const options = { timeoutMs, signal: inFlight };
-      const reply = await bus.request(route.subject, this.#payload(call), options);
+      const reply = await bus.request(route.subject, this.#payload(call, route), options);
       if (this.#inFlight === inFlight) this.#inFlight = undefined;
       if (this.#isCurrent(call)) this.#receipt(decodeReceipt(reply.payload));
     } catch (thrown) {
@@ -203,23 +207,13 @@ export class Call {
     this.#cancelFenced();
   }
 
-  #payload(call: number): Uint8Array {
-    const { clock, inbox } = this.#shared;
-    const { body, tokens, phase } = this.#request;
+  #payload(call: number, route: Route): Uint8Array {
     const made = this.consumer.have;
-    const envelope: Envelope = {
-      rid: this.rid,
-      attempt: attemptNumber({ call, global: 0, local: 0 }),
-      first: made,
-      phase,
-      deadlineMs: Math.max(1, Math.floor(this.#deadlineAtMs - clock.nowMs())),
-      stream: { subject: inbox, format: "bundle", key: this.key, acks: true },
-      notify: [],
-      avoid: this.#avoid,
-      decisions: [],
-    };
-    const whole = migratedTokens(tokens, this.#made);
-    return encodeDispatch({ envelope, body: migratedBody(body, made), tokens: whole });
+    const leftMs = this.#deadlineAtMs - this.#shared.clock.nowMs();
+    const place = { rid: this.rid, key: this.key, call, made, leftMs, avoid: this.#avoid };
+    const whole = migratedTokens(this.#request.tokens, this.#made);
+    const to = this.#sendsTokens ? undefined : route.promptHashes;
+    return encodeCall(this.#shared, this.#request, place, whole, to);
   }
 
   /** A sink that throws loses its stream, not its neighbours'; also below. */
@@ -264,6 +258,12 @@ export class Call {
     const place = this.#places.at(this.consumer.attempt);
     this.#inFlight?.abort();
     this.#cancelAttempts();
+    const hashed = !this.#sendsTokens;
+    this.#sendsTokens ||= tokenCodes.has(error.code);
+    if (hashed && error.code === "prompt_needed") {
+      this.#dispatch(error);
+      return;
+    }
     this.#avoidInst(place?.inst ?? this.#routeInst);
     if (place && lostCodes.has(error.code) && this.#isPoison(place.inst)) {
       this.#finishError(new TiergridError("poison_request", error.message));

@@ -12,6 +12,7 @@ import type { Bus } from "./bus.ts";
 import type { MigrationRule } from "./migration.ts";
 import type { NoticeOutbox } from "./notice-outbox.ts";
 import type { PoisonGuard } from "./poison-guard.ts";
+import type { PromptSource, PromptTotals } from "./prompt-source.ts";
 import type { ConsumerTotals } from "./stream-consumer.ts";
 import type { EchoGate } from "./stream-defaults.ts";
 
@@ -21,6 +22,8 @@ export interface Route {
   readonly subject: string;
   /** Control subject of that instance, for a cancel before a worker accepted. */
   readonly control?: string;
+  /** Tokens per block of the hashes it takes in place of a prompt; absent = tokens only. */
+  readonly promptHashes?: number | undefined;
 }
 
 /** Exactly one of `onEnd` and `onError` is called, as the last; a sink that throws ends the call. */
@@ -59,7 +62,7 @@ export interface OwnerCall {
   readonly done: Promise<void>;
 }
 
-export interface OwnerTotals extends ConsumerTotals {
+export interface OwnerTotals extends ConsumerTotals, PromptTotals {
   dispatches: number;
   migrations: number;
   resumes: number;
@@ -82,6 +85,8 @@ export interface OwnerShared {
   readonly totals: OwnerTotals;
   /** What dispatchers are told. */
   readonly notices: NoticeOutbox;
+  /** Prompts that went as hashes. */
+  readonly prompts: PromptSource;
   /** Publishes on the control plane; a message the bus does not take is repaired by timers. */
   send(subject: string, payload: Uint8Array): void;
   /** Acknowledges every stream of the worker at `control`. */

@@ -14,6 +14,7 @@ import { NoticeOutbox } from "./notice-outbox.ts";
 import { Call } from "./owner-call.ts";
 import type { CallRequest, OwnerCall, OwnerShared, OwnerTotals } from "./owner-request.ts";
 import { PoisonGuard } from "./poison-guard.ts";
+import { type PromptHashing, PromptSource } from "./prompt-source.ts";
 import { alwaysOpen, type EchoGate, streamDefaults } from "./stream-defaults.ts";
 
 export interface StreamOwnerOptions {
@@ -25,6 +26,8 @@ export interface StreamOwnerOptions {
   readonly poisonWorkersMax?: number;
   /** Dispatch to the first sign of life of whoever holds the request; default 300 ms. */
   readonly acceptTimeoutMs?: number;
+  /** Absent = prompts always travel as tokens. */
+  readonly promptHashing?: PromptHashing | undefined;
 }
 
 export interface StreamOwner {
@@ -60,9 +63,12 @@ class Owner implements OwnerShared {
   readonly acceptMs: number;
   readonly inbox: string;
   readonly notices: NoticeOutbox;
+  readonly prompts: PromptSource;
   readonly totals: OwnerTotals = {
     dispatches: 0,
     migrations: 0,
+    hashedDispatches: 0,
+    promptsHandedOut: 0,
     resumes: 0,
     probes: 0,
     fenced: 0,
@@ -91,6 +97,7 @@ class Owner implements OwnerShared {
     this.guard = new PoisonGuard(poisonWorkersMax);
     this.inbox = `${bus.inboxPrefix}.s`;
     this.notices = new NoticeOutbox(clock, (subject, payload) => this.send(subject, payload));
+    this.prompts = new PromptSource(bus, this.totals, options.promptHashing);
     this.#random = random;
     this.#nextKey = randomU32(random);
     const subscription = bus.subscribe(this.inbox, (message) => this.#receive(message));
@@ -121,6 +128,7 @@ class Owner implements OwnerShared {
   close(): void {
     for (const call of [...this.#calls.values()]) call.close();
     this.notices.close();
+    this.prompts.close();
     for (const detach of this.#detach) detach();
     this.#cancelSweep?.();
     this.#cancelSweep = undefined;
@@ -157,6 +165,8 @@ class Owner implements OwnerShared {
   }
 
   forget(key: number): void {
+    const call = this.#calls.get(key | 0);
+    if (call) this.prompts.forget(call.rid);
     this.#calls.delete(key | 0);
   }
 

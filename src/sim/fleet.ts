@@ -78,6 +78,7 @@ export async function startFleet(options: FleetOptions): Promise<Fleet> {
     model,
     acceptTimeoutMs: options.acceptTimeoutMs,
     settings: options.frontend ?? {},
+    blockHasher,
     pools: () => poolStates(global.pools()),
   });
   const top = await connectPart(options, "gl", "global");

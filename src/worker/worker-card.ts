@@ -50,6 +50,7 @@ export function workerCardOf(facts: CardFacts): InstanceCard {
     protocolVersions: [1],
     identityHashes: true,
     kvEvents: true,
+    promptHashes: card.blockSize,
     load,
     ...(digests ? { digests } : {}),
     ...(taints?.length ? { taints } : {}),

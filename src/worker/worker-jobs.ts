@@ -2,6 +2,7 @@
  * The requests a worker runs, one job each, from an accepted dispatch to the end of its stream.
  *
  *   dispatch ─▶ submit ─▶ job ──step──▶ stream frames, notices ──▶ finished
+ *      │ hashes: job ─▶ prompt fetched ─▶ submit
  *                          ├─ cancel, silence, newer attempt ────▶ engine told, finished
  *                          └─ fault before output ──▶ offered back: taken, or error and finished
  *
@@ -11,10 +12,11 @@
  *   - The engine is told of every job that ends without it.
  *   - The output of a prefill leg leaves whole, with its handoff, when the leg ends.
  */
+import { CancelSwitch } from "../base/cancel.ts";
 import type { Clock } from "../base/clock.ts";
-import { TiergridError } from "../base/errors.ts";
+import { TiergridError, toTiergridError } from "../base/errors.ts";
 import type { FinishedOutcome } from "../protocol/notices.ts";
-import type { Dispatch, Envelope, Receipt } from "../protocol/requests.ts";
+import { type Dispatch, type Envelope, islTokensOf, type Receipt } from "../protocol/requests.ts";
 import type {
   ControlMessage,
   ControlReply,
@@ -34,8 +36,9 @@ import {
   type StreamSender,
 } from "../runtime/stream-sender.ts";
 import type { Engine, EngineStep, StepEnd } from "./engine.ts";
+import { type FetchedPrompt, fetchPrompt } from "./prompt-fetch.ts";
 import { notifyActive, offerBack } from "./worker-notices.ts";
-import { checkDispatch, engineRequestOf, rankOf } from "./worker-requests.ts";
+import { checkDispatch, type EnginePlace, engineRequestOf, rankOf } from "./worker-requests.ts";
 
 export interface WorkerJobsOptions {
   readonly bus: Bus;
@@ -47,6 +50,8 @@ export interface WorkerJobsOptions {
   /** Called when the engine was told to drop a request, which no pass reports. */
   readonly onDropped: () => void;
   readonly onFinished: (outcome: FinishedOutcome, durationMs: number) => void;
+  /** Called when asking for a prompt is over, `tookMs` after the request was accepted. */
+  readonly onFetched: (outcome: FetchedPrompt["type"], tookMs: number) => void;
 }
 
 export interface JobTotals {
@@ -76,6 +81,8 @@ interface Job {
   blocked: boolean;
   /** The engine is through with it, by a fault. */
   failing: boolean;
+  /** Present while the owner is asked for the prompt; the engine does not know the job yet. */
+  fetch: CancelSwitch | undefined;
 }
 
 const outcomeOf: Readonly<Record<CancelCause, FinishedOutcome>> = {
@@ -133,10 +140,16 @@ export class WorkerJobs {
     checkDispatch(dispatch, card);
     const key = this.#nextKey++;
     const dpRank = rankOf(dispatch, engine.load(), card);
-    engine.submit(engineRequestOf(dispatch, key, dpRank, card));
+    const { prompt } = dispatch;
+    const place = { key, dpRank };
+    if (prompt.type === "tokens") {
+      engine.submit(engineRequestOf(dispatch, prompt.tokens, place, card));
+    }
     const stream = this.#open(envelope, key, dpRank);
     if (!stream) return undefined;
-    this.#add(key, stream, dispatch.tokens.length);
+    const job = this.#add(key, stream, islTokensOf(prompt));
+    // Ends in the engine, or in the job's end.
+    if (prompt.type === "hashes") void this.#fetchPrompt(job, dispatch, place);
     return {
       type: "accepted",
       attempt: envelope.attempt,
@@ -209,7 +222,28 @@ export class WorkerJobs {
     return stream === "duplicate" ? undefined : stream;
   }
 
-  #add(key: number, stream: SenderStream, promptTokens: number): void {
+  /** Gets the prompt from its owner and starts the engine on it. */
+  async #fetchPrompt(job: Job, dispatch: Dispatch, place: EnginePlace): Promise<void> {
+    const { engine, clock, onFetched } = this.#options;
+    const cancel = new CancelSwitch();
+    job.fetch = cancel;
+    const fetched = await fetchPrompt(this.#options, dispatch, cancel);
+    job.fetch = undefined;
+    onFetched(fetched.type, clock.nowMs() - job.receivedMs);
+    if (job.failing || this.#byKey.get(job.key) !== job) return;
+    const { rid, attempt } = job.envelope;
+    if (fetched.type === "lost") await this.#fail(job, fetched.error);
+    else if (fetched.type === "unwanted") this.onControl({ type: "cancel", rid, attempt });
+    else {
+      try {
+        engine.submit(engineRequestOf(dispatch, fetched.tokens, place, engine.card));
+      } catch (thrown) {
+        await this.#fail(job, toTiergridError(thrown));
+      }
+    }
+  }
+
+  #add(key: number, stream: SenderStream, promptTokens: number): Job {
     const nowMs = this.#options.clock.nowMs();
     const job: Job = {
       key,
@@ -225,9 +259,11 @@ export class WorkerJobs {
       cachedTokens: 0,
       blocked: false,
       failing: false,
+      fetch: undefined,
     };
     this.#byKey.set(key, job);
     this.#byRid.set(stream.envelope.rid, job);
+    return job;
   }
 
   #output(job: Job, output: EngineOutput): void {
@@ -284,6 +320,7 @@ export class WorkerJobs {
   async #fail(job: Job, error: TiergridError): Promise<void> {
     if (job.failing) return;
     job.failing = true;
+    job.fetch?.abort();
     const { envelope, stream } = job;
     if (job.outputTokens === 0 && (await offerBack(this.#options.bus, envelope, error))) {
       this.#takenBack(job);
@@ -332,6 +369,7 @@ export class WorkerJobs {
   #remove(job: Job): boolean {
     const { rid } = job.envelope;
     if (this.#byRid.get(rid) === job) this.#byRid.delete(rid);
+    job.fetch?.abort();
     return this.#byKey.delete(job.key);
   }
 

@@ -4,7 +4,7 @@ import type { componentMetrics, workerMetrics } from "../runtime/metric-table.ts
 import type { Metrics } from "../runtime/metrics.ts";
 import type { DurableEvents } from "./durable-events.ts";
 import type { Engine } from "./engine.ts";
-import type { WorkerJobs } from "./worker-jobs.ts";
+import type { WorkerJobs, WorkerJobsOptions } from "./worker-jobs.ts";
 
 export type WorkerMetrics = Metrics<typeof workerMetrics & typeof componentMetrics>;
 
@@ -28,6 +28,15 @@ export function collectWorker(
     creditStalls.follow(jobs.totals.creditStalls);
     collectEngine(metrics, engine);
   });
+}
+
+/** Takes what came of asking for prompts. */
+export function countFetches(metrics: WorkerMetrics): WorkerJobsOptions["onFetched"] {
+  const took = metrics.histogram("tiergrid_prompt_fetch_seconds");
+  return (outcome, tookMs) => {
+    metrics.counter("tiergrid_prompt_fetches_total", { outcome }).add();
+    if (outcome === "tokens") took.observe(tookMs / 1000);
+  };
 }
 
 export function collectDurableEvents(metrics: WorkerMetrics, { totals }: DurableEvents): void {

@@ -1,6 +1,6 @@
 /** From a dispatch to what the engine is asked, or why this worker cannot take it. */
 import { TiergridError } from "../base/errors.ts";
-import type { Dispatch, PrefillResultBody } from "../protocol/requests.ts";
+import { type Dispatch, islTokensOf, type PrefillResultBody } from "../protocol/requests.ts";
 import type { EngineCard, EngineLoad, EngineRequest, PrefillResult } from "./engine.ts";
 
 /** Output of a request that names no limit, on an engine without a context limit. */
@@ -12,27 +12,34 @@ const noHashes = new Uint32Array(0);
  * Throws `invalid_request` for a leg this engine does not serve and `context_length_exceeded` for a
  * prompt that leaves no room for a token; sizes that only the engine knows are left to it.
  */
-export function checkDispatch({ envelope, tokens }: Dispatch, card: EngineCard): void {
+export function checkDispatch({ envelope, prompt }: Dispatch, card: EngineCard): void {
   const { role, contextLength } = card;
-  if (tokens.length === 0) {
+  const tokens = islTokensOf(prompt);
+  if (tokens === 0) {
     throw new TiergridError("invalid_request", "expected at least one prompt token, got 0");
   }
   if (role !== "aggregated" && (role === "prefill") !== (envelope.phase === "prefill")) {
     const message = `this worker serves ${role}, the request is for ${envelope.phase}`;
     throw new TiergridError("invalid_request", message, { role, phase: envelope.phase });
   }
-  if (contextLength !== undefined && tokens.length >= contextLength) {
+  if (contextLength !== undefined && tokens >= contextLength) {
     const max = contextLength - 1;
-    const message = `expected a prompt of at most ${max} tokens, got ${tokens.length}`;
-    throw new TiergridError("context_length_exceeded", message, { tokens: tokens.length, max });
+    const message = `expected a prompt of at most ${max} tokens, got ${tokens}`;
+    throw new TiergridError("context_length_exceeded", message, { tokens, max });
   }
+}
+
+/** Where a request runs: its key in the worker, and the rank. */
+export interface EnginePlace {
+  readonly key: number;
+  readonly dpRank: number;
 }
 
 /** The engine's form of a checked dispatch. The engine hashes blocks itself if it needs hashes. */
 export function engineRequestOf(
-  { envelope, body, tokens }: Dispatch,
-  key: number,
-  dpRank: number,
+  { envelope, body }: Pick<Dispatch, "envelope" | "body">,
+  tokens: Uint32Array,
+  { key, dpRank }: EnginePlace,
   card: EngineCard,
 ): EngineRequest {
   const stop = body.stop_conditions ?? {};

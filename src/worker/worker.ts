@@ -28,7 +28,12 @@ import { createLoadReports, type LoadReports } from "./load-reports.ts";
 import { digestBeats, type WorkerState, workerCardOf } from "./worker-card.ts";
 import { serveWorker, type WorkerEndpoints } from "./worker-endpoints.ts";
 import { WorkerJobs } from "./worker-jobs.ts";
-import { collectDurableEvents, collectWorker, type WorkerMetrics } from "./worker-metrics.ts";
+import {
+  collectDurableEvents,
+  collectWorker,
+  countFetches,
+  type WorkerMetrics,
+} from "./worker-metrics.ts";
 import { noticeTiming } from "./worker-notices.ts";
 
 export interface WorkerOptions {
@@ -138,6 +143,7 @@ function partsOf(options: WorkerOptions): Parts {
     epoch,
     onDropped: () => engine.load().forEach(loads.report),
     onFinished: (_outcome, durationMs) => duration.observe(durationMs / 1000),
+    onFetched: countFetches(metrics),
   });
   const events = new EngineEvents({
     bus,

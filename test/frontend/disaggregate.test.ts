@@ -1,4 +1,5 @@
 import { afterEach, expect, it } from "vitest";
+import { islTokensOf } from "../../src/protocol/requests.ts";
 import type { Failure, Unary } from "./answer-shapes.ts";
 import {
   blockSize,
@@ -37,7 +38,7 @@ const handOver =
   (turn) => {
     const stream = turn.accept();
     stream.push({ tokenIds: [90], disaggregatedParams: params });
-    const prompt_tokens = turn.dispatch.tokens.length;
+    const prompt_tokens = islTokensOf(turn.dispatch.prompt);
     const details = cachedTokens !== undefined && {
       prompt_tokens_details: { cached_tokens: cachedTokens },
     };
@@ -77,7 +78,7 @@ it("asks for one token first, hands the parameters on unchanged, and answers wit
     assume_kv_reuse: false,
     track_prefill_tokens: false,
   });
-  expect(decode?.tokens).toEqual(prefill?.tokens);
+  expect(decode?.prompt).toEqual(prefill?.prompt);
 });
 
 it("leaves cached_tokens out when the prefill worker does not say, and keeps an honest 0", async () => {

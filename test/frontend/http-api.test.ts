@@ -1,4 +1,5 @@
 import { afterEach, expect, it } from "vitest";
+import { islTokensOf } from "../../src/protocol/requests.ts";
 import type { Unary } from "./answer-shapes.ts";
 import { eventsOf, type Fleet, type FleetOptions, say, startFleet } from "./scripted-fleet.ts";
 
@@ -31,7 +32,7 @@ it("answers a completion", async () => {
   expect(response.status).toBe(200);
   expect(response.headers.get("x-request-id")).toBe("r-1");
   const body = await unary(response);
-  const prompt_tokens = fleet.seen[0]?.tokens.length ?? 0;
+  const prompt_tokens = islTokensOf(fleet.seen[0]!.prompt);
   expect(prompt_tokens).toBeGreaterThan(0);
   expect(body).toEqual({
     id: expect.stringMatching(/^cmpl-[0-9a-f-]{36}$/),
@@ -110,8 +111,8 @@ it("fans prompts and n out, with neighbouring seeds, and counts each prompt once
     completion_tokens: 4,
     prompt_tokens_details: { cached_tokens: 4 },
   });
-  const sent = fleet.seen.map(({ tokens, body: sentBody }) => [
-    [...tokens],
+  const sent = fleet.seen.map(({ prompt, body: sentBody }) => [
+    [...(prompt.type === "tokens" ? prompt.tokens : [])],
     sentBody.sampling_options?.seed,
   ]);
   expect(sent).toEqual([
@@ -202,7 +203,7 @@ it("adds the extras that nvext asks for to the finishing chunk", async () => {
       ttft_ms: expect.any(Number),
       itl_ms: expect.any(Number),
       total_time_ms: expect.any(Number),
-      kv_hit_rate: 1 / Math.ceil((fleet.seen[0]?.tokens.length ?? 0) / 16),
+      kv_hit_rate: 1 / Math.ceil(islTokensOf(fleet.seen[0]!.prompt) / 16),
     },
     route: [{ decision_id: "g-aggregated", pool: "pool-aggregated", cell: "0,1", reason: "grid" }],
     stop_reason: null,
@@ -236,7 +237,7 @@ it("takes a prompt of 128k token ids within the body limit", async () => {
   const prompt = Array.from({ length: 128_000 }, (_, place) => 100_000 + (place % 28_000));
   const response = await fleet.post(completions, { model: "mock-model", prompt, max_tokens: 1 });
   expect(response.status).toBe(200);
-  expect(fleet.seen[0]?.tokens).toEqual(Uint32Array.from(prompt));
+  expect(fleet.seen[0]?.prompt).toEqual({ type: "tokens", tokens: Uint32Array.from(prompt) });
 });
 
 it("lists models that are ready, and one by its name", async () => {

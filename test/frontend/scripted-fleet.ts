@@ -10,7 +10,13 @@ import { createFrontend, type Frontend } from "../../src/frontend/http-api.ts";
 import type { ModelDirectory, ServedModel } from "../../src/frontend/served-model.ts";
 import { encodeReceipt } from "../../src/protocol/receipts.ts";
 import { decodeDispatch } from "../../src/protocol/request-frame.ts";
-import type { Dispatch, HopDecision, Phase, Receipt } from "../../src/protocol/requests.ts";
+import {
+  type Dispatch,
+  type HopDecision,
+  islTokensOf,
+  type Phase,
+  type Receipt,
+} from "../../src/protocol/requests.ts";
 import { decodeControl, encodeControlReply } from "../../src/protocol/stream-control.ts";
 import { controlSubject, generateSubject } from "../../src/protocol/subjects.ts";
 import type { Bus } from "../../src/runtime/bus.ts";
@@ -70,7 +76,7 @@ export function say(text: string, cachedTokens?: number): Script {
       stream.push({ tokenIds: [token] });
       turn.flush();
     }
-    const prompt = turn.dispatch.tokens.length;
+    const prompt = islTokensOf(turn.dispatch.prompt);
     stream.end({
       finishReason: "stop",
       usage: {
@@ -206,7 +212,7 @@ function startWorker(bus: Bus, inst: string, shared: Shared): StreamSender {
         reply({ type: "refused", code, message: text, ...retry });
       },
       accept() {
-        const decisions = [decision(envelope.phase, dispatch.tokens.length)].flat();
+        const decisions = [decision(envelope.phase, islTokensOf(dispatch.prompt))].flat();
         const place = { workerId: "18446744073709551615", dpRank: 0 };
         const stream = sender.open({ ...envelope, decisions }, place);
         if (typeof stream === "string") throw new TiergridError("internal_error", stream);

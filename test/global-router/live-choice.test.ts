@@ -67,7 +67,8 @@ it("asks by hashes of the prompt, with the hints that a choice depends on and th
     routing: { lora_name: "law", cache_salt: "t1", allowed_worker_ids: ["1"] },
     messages: "not asked about",
   };
-  const request = { ...rig.request(body), tokens: Uint32Array.from({ length: 100 }, (_, i) => i) };
+  const tokens = Uint32Array.from({ length: 100 }, (_, i) => i);
+  const request = { ...rig.request(body), prompt: { type: "tokens", tokens } as const };
   await rig.ask(request);
   const hasher = createBlockHasher(undefined);
   for (const [router, blockSize] of [
@@ -75,7 +76,7 @@ it("asks by hashes of the prompt, with the hints that a choice depends on and th
     [rig.middle, 32],
   ] as const) {
     const [question] = router.asked;
-    const { local } = hashPrompt(hasher, body, request.tokens, blockSize);
+    const { local } = hashPrompt(hasher, body, tokens, blockSize);
     expect(question?.localHashes).toEqual(local);
     expect(question).toMatchObject({ islTokens: 100, blockSize });
     expect(question?.body).toEqual({

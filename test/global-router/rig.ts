@@ -22,6 +22,7 @@ import {
   type Phase,
   type Receipt,
   type RequestBody,
+  type TokenDispatch,
 } from "../../src/protocol/requests.ts";
 import {
   askSubject,
@@ -184,7 +185,11 @@ export function startRig(config: PoolConfig, change: Partial<GlobalRouterOptions
     const wires = { clock, random, bus: network.connect({ role: "lo" }) };
     return scriptRouter(wires, cardOf(String(count), namespace, role), card);
   };
-  const request = (body: RequestBody = {}, phase: Phase = "aggregated", tokens = 4): Dispatch => ({
+  const request = (
+    body: RequestBody = {},
+    phase: Phase = "aggregated",
+    tokens = 4,
+  ): TokenDispatch => ({
     envelope: {
       rid: randomHex128(random),
       attempt: attemptNumber({ call: 1, global: 0, local: 0 }),
@@ -197,7 +202,7 @@ export function startRig(config: PoolConfig, change: Partial<GlobalRouterOptions
       decisions: [],
     },
     body,
-    tokens: new Uint32Array(tokens),
+    prompt: { type: "tokens", tokens: new Uint32Array(tokens) },
   });
   const subject = generateSubject("global", router.inst);
   /** Sends to the instance and runs the clock until the receipt. */

@@ -216,7 +216,7 @@ it("refuses a frame above max_payload at the sender's own bus, which stays conne
     const frame = encodeDispatch({
       envelope: { ...envelope, ...rest, stream },
       body: { model: "mock-model" },
-      tokens: new Uint32Array(400_000),
+      prompt: { type: "tokens", tokens: new Uint32Array(400_000) },
     } as Parameters<typeof encodeDispatch>[0]);
     const path = { namespace: "dynamo", component: "global_router", endpoint: "generate" };
     const details = { bytes: frame.length, max: mib };

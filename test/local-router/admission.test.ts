@@ -40,7 +40,7 @@ async function startQueue(
         ...{ stream, notify: [], avoid: [], decisions: [], ...envelope },
       },
       body,
-      tokens: prompt,
+      prompt: { type: "tokens", tokens: prompt },
     } as Dispatch;
     const posted: Posted = { rid, outcome: "waiting", receipt: undefined };
     const subject = generateSubject("local", router.inst);

@@ -35,7 +35,8 @@ it("gives a rank a first block, which choices see", async () => {
   const { inject, info, router } = await pool(2);
   const body = { worker_id: "1", tokens_hash: "18446744073709551615", block_hash: "7" };
   expect(await inject(body)).toEqual({ status: 200, json: { status: "ok", num_blocks: 1 } });
-  const prompt = { islTokens: 16, localHashes: Uint32Array.of(2 ** 32 - 1, 2 ** 32 - 1) };
+  const localHashes = Uint32Array.of(2 ** 32 - 1, 2 ** 32 - 1);
+  const prompt = { type: "hashes", islTokens: 16, blockSize: 16, localHashes } as const;
   expect(router.admin.bestWorker(prompt)).toMatchObject({ workerId: "1", overlapBlocks: 1 });
   expect(await info()).toMatchObject({ num_blocks: 9 });
 });

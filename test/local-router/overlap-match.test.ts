@@ -57,7 +57,7 @@ it("a predicted block counts as one on the device, and slower tiers begin beyond
   const rules = { config: configOf(), policy: "blocks", role: "aggregated" } as const;
   const query = readRouteQuery(
     { ...rules, blockHasher, blockSize },
-    { phase: "aggregated", body: {}, prompt: { tokens: promptOf(1, 8) } },
+    { phase: "aggregated", body: {}, prompt: { type: "tokens", tokens: promptOf(1, 8) } },
   );
   const blocksOf = (count: number) => {
     const blocks = new Uint32Array(4 * count);

@@ -87,7 +87,7 @@ export function startPool(seed: number, change: Partial<LocalRouterOptions> = {}
         ...envelope,
       },
       body,
-      tokens: prompt,
+      prompt: { type: "tokens", tokens: prompt },
     } as Dispatch;
     const receipt = client
       .request(generateSubject("local", router.inst), encodeDispatch(dispatch), {

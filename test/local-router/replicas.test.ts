@@ -55,7 +55,7 @@ it("puts the next request elsewhere than the other router did", async () => {
   await clock.runFor(5);
   const busy = workers.findIndex(({ taken }) => taken.length > 0);
   for (let family = 2; family < 6; family++) {
-    const choice = other.admin.bestWorker({ tokens: promptOf(family, 4) });
+    const choice = other.admin.bestWorker({ type: "tokens", tokens: promptOf(family, 4) });
     expect(choice).toMatchObject({ outcome: "chosen", workerId: workers[1 - busy]?.inst });
   }
 });

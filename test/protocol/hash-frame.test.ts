@@ -16,7 +16,7 @@ it("reads a frame wherever it lies in its buffer", () => {
     const payload = buffer.subarray(offset, offset + frame.length);
     expect(decodeHashQuestion(payload)).toEqual(question);
     expect(decodeHashQuestion(Buffer.from(buffer.buffer, offset, frame.length))).toEqual(question);
-    expect(payload).toEqual(frame);
+    expect(Buffer.from(payload)).toEqual(frame);
   }
 });
 

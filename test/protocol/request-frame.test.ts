@@ -9,7 +9,7 @@ import {
   encodeDispatchJson,
   readDispatch,
 } from "../../src/protocol/request-frame.ts";
-import type { Dispatch, Receipt } from "../../src/protocol/requests.ts";
+import type { Dispatch, Receipt, TokenDispatch } from "../../src/protocol/requests.ts";
 
 const rid = "0123456789abcdef0123456789abcdef";
 const reply = "_INBOX.me.1";
@@ -17,7 +17,7 @@ const read = (payload: Uint8Array, from: string | undefined = reply): Dispatch =
   decodeDispatch({ payload, reply: from }, mulberry32(1));
 const json = (value: unknown): Uint8Array => new TextEncoder().encode(JSON.stringify(value));
 
-const anyDispatch: fc.Arbitrary<Dispatch> = fc.record({
+const anyDispatch: fc.Arbitrary<TokenDispatch> = fc.record({
   envelope: fc.record({
     rid: fc.constant(rid),
     attempt: fc.integer({ min: 1 << 20, max: 0xffffffff }),
@@ -53,10 +53,10 @@ const anyDispatch: fc.Arbitrary<Dispatch> = fc.record({
     },
     { requiredKeys: [] },
   ),
-  tokens: fc
+  prompt: fc
     .array(fc.integer({ min: 0, max: 0xffffffff }), { minLength: 1, maxLength: 50 })
-    .map((tokens) => Uint32Array.from(tokens)),
-}) as fc.Arbitrary<Dispatch>;
+    .map((tokens) => ({ type: "tokens", tokens: Uint32Array.from(tokens) })),
+}) as fc.Arbitrary<TokenDispatch>;
 
 /** The same bytes at an odd offset of a larger buffer, as a NATS client delivers them. */
 function shifted(bytes: Uint8Array, by: number): Uint8Array {

@@ -120,7 +120,8 @@ function rig(hops: readonly Hop[]) {
       ...{ notify: [], avoid: [], decisions: [] },
       ...change,
     } as Dispatch["envelope"];
-    const payload = encodeDispatch({ envelope, body, tokens: Uint32Array.of(1, 2, 3) });
+    const prompt = { type: "tokens", tokens: Uint32Array.of(1, 2, 3) } as const;
+    const payload = encodeDispatch({ envelope, body, prompt });
     return outside
       .request(generateSubject("local", "9"), payload, { timeoutMs: 10_000 })
       .then((reply) => decodeReceipt(reply.payload));

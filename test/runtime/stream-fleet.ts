@@ -9,7 +9,7 @@ import { mulberry32, type Random } from "../../src/base/random.ts";
 import { mockToken } from "../../src/protocol/mock-tokens.ts";
 import { encodeReceipt } from "../../src/protocol/receipts.ts";
 import { decodeDispatch } from "../../src/protocol/request-frame.ts";
-import type { Dispatch } from "../../src/protocol/requests.ts";
+import { type Dispatch, islTokensOf } from "../../src/protocol/requests.ts";
 import { decodeControl, encodeControlReply } from "../../src/protocol/stream-control.ts";
 import type { EndFrame } from "../../src/protocol/stream-frames.ts";
 import { controlSubject, generateSubject } from "../../src/protocol/subjects.ts";
@@ -121,16 +121,17 @@ export function startWorker(
   return { inst, bus, sender, cancels, dispatches, kill };
 }
 
-function makeToken(stream: SenderStream, { envelope, tokens, body }: Dispatch, failAfter: number) {
+function makeToken(stream: SenderStream, { envelope, prompt, body }: Dispatch, failAfter: number) {
   const made = stream.made - envelope.first;
+  const islTokens = islTokensOf(prompt);
   if (made >= failAfter) {
     stream.fail(new TiergridError("engine_error", "the engine broke"));
     return;
   }
   const max = body.stop_conditions?.max_tokens ?? 16;
-  if (made < max) stream.push({ tokenIds: [mockToken(7, tokens.length + made)] });
+  if (made < max) stream.push({ tokenIds: [mockToken(7, islTokens + made)] });
   if (made + 1 < max) return;
-  const usage = { prompt_tokens: tokens.length, completion_tokens: max };
+  const usage = { prompt_tokens: islTokens, completion_tokens: max };
   stream.end({ finishReason: "length", usage });
 }
 

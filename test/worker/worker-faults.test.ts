@@ -50,7 +50,8 @@ function route(
     avoid: [],
     decisions: [],
   } as const;
-  const dispatch = { envelope, body: bodyOf(maxTokens), tokens: prompt };
+  const tokens = { type: "tokens", tokens: prompt } as const;
+  const dispatch = { envelope, body: bodyOf(maxTokens), prompt: tokens };
   bus.publish(generateSubject("w", worker.inst), encodeDispatch(dispatch), { reply });
   return routed;
 }

@@ -49,7 +49,8 @@ function offer(
   const receipts: Receipt[] = [];
   const reply = `${bus.inboxPrefix}.r${envelope.attempt}`;
   bus.subscribe(reply, ({ payload }) => void receipts.push(decodeReceipt(payload)));
-  const dispatch = { envelope, body: bodyOf(maxTokens), tokens: promptOf(promptTokens) };
+  const prompt = { type: "tokens", tokens: promptOf(promptTokens) } as const;
+  const dispatch = { envelope, body: bodyOf(maxTokens), prompt };
   bus.publish(generateSubject("w", worker.inst), encodeDispatch(dispatch), { reply });
   return receipts;
 }

@@ -1,6 +1,7 @@
 /** Flags of `tiergrid worker mock`; engine options beyond these come from a file. */
 import type { Command, FlagTable, OptionsOf } from "../base/flags.ts";
 import { readableMockTokenRange } from "../protocol/mock-tokens.ts";
+import { eventLingerMsDefault } from "../worker/engine-events.ts";
 import { coreFlags, processFlags } from "./flags-process.ts";
 
 const serviceFlags = {
@@ -45,6 +46,16 @@ const serviceFlags = {
     default: false,
     group: "Worker",
     help: "KV events through JetStream; the pool's local routers need it as well.",
+  },
+  eventLingerMs: {
+    flag: "kv-event-linger-ms",
+    env: "TIERGRID_KV_EVENT_LINGER_MS",
+    type: "number",
+    min: 0,
+    max: 5_000,
+    default: eventLingerMsDefault,
+    group: "Worker",
+    help: "Milliseconds that KV events may wait for others; 0 = a message per engine pass.",
   },
   taints: {
     flag: "taints",

@@ -3,10 +3,11 @@
  * way out. A broker that is missing at the start is waited for, as one that goes away later is.
  */
 import type { Hono } from "hono";
-import { every, realClock } from "../base/clock.ts";
+import { type Clock, every, realClock } from "../base/clock.ts";
 import { TiergridError } from "../base/errors.ts";
 import type { OptionsOf } from "../base/flags.ts";
 import { osRandom } from "../base/random.ts";
+import { commonTickMs, tickClock } from "../base/tick-clock.ts";
 import type { BusRole } from "../protocol/subjects.ts";
 import type { Bus } from "../runtime/bus.ts";
 import { type EchoGate, startEchoGate } from "../runtime/echo-gate.ts";
@@ -17,12 +18,7 @@ import type { Metrics } from "../runtime/metrics.ts";
 import { connectNatsBus } from "../runtime/nats-bus.ts";
 import { natsAccess } from "../runtime/nats-bus-credentials.ts";
 import { letHeapGrow, runUntilSignal } from "../runtime/process.ts";
-import {
-  collectBus,
-  collectLoopDelay,
-  collectRuntime,
-  startLoopTimer,
-} from "../runtime/process-metrics.ts";
+import { collectBus, collectLoopDelay, collectRuntime } from "../runtime/process-metrics.ts";
 import type { processFlags } from "./flags-process.ts";
 import { packageVersion } from "./package-version.ts";
 
@@ -33,6 +29,8 @@ export const noServerReminderMs = 3_000;
 
 export interface Shell {
   readonly clock: typeof realClock;
+  /** For what may wait a little, so that the process wakes once for all of it. */
+  readonly ticks: Clock;
   readonly random: typeof osRandom;
   readonly bus: Bus;
   readonly gate: EchoGate;
@@ -50,6 +48,7 @@ export async function openShell(
 ): Promise<Shell> {
   letHeapGrow();
   const clock = realClock;
+  const ticks = tickClock(clock, commonTickMs, collectLoopDelay(metrics));
   const random = osRandom;
   const filter = readLogFilter(options.log);
   if (!filter) {
@@ -78,20 +77,17 @@ export async function openShell(
   };
   remind();
   bus.onState((state) => log.info("bus", { state, servers }));
-  const stopReminder = every(clock, noServerReminderMs, remind);
-  const gate = startEchoGate(bus, clock);
-  const loopTimer = startLoopTimer();
-  collectLoopDelay(metrics, loopTimer);
+  const stopReminder = every(ticks, noServerReminderMs, remind);
+  const gate = startEchoGate(bus, ticks);
   collectRuntime(metrics, {
     version: packageVersion(),
     commit: process.env["COMMIT"] ?? "unknown",
   });
   collectBus(metrics, bus);
   return {
-    ...{ clock, random, bus, gate, logs, version: packageVersion() },
+    ...{ clock, ticks, random, bus, gate, logs, version: packageVersion() },
     close: async () => {
       stopReminder();
-      loopTimer.disable();
       gate.stop();
       await bus.close();
     },

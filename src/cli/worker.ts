@@ -26,7 +26,7 @@ export async function run(given: Given<typeof workerMockFlags>): Promise<number>
   const announcedPerfModel = perfModel === null ? undefined : await fileOf(perfModel);
   const metrics = createMetrics(processMetrics);
   const shell = await openShell(options, "wk", metrics);
-  const { clock, random, bus, gate, version } = shell;
+  const { clock, ticks, random, bus, gate, version } = shell;
   const core = await openCore(options.core, shell.logs("worker"), metrics);
   const hasher = createBlockHasher(core);
   const durableLog = options.durableKvEvents
@@ -46,9 +46,11 @@ export async function run(given: Given<typeof workerMockFlags>): Promise<number>
     workerTexts.push(ownMetrics.text);
     workers.push(
       startWorker({
-        ...{ bus, clock, random, gate, version, engine, endpoint, durableLog, metrics: ownMetrics },
+        ...{ bus, clock, ticks, random, gate, version, engine, endpoint, durableLog },
+        metrics: ownMetrics,
         log: shell.logs("worker"),
         blockHasher: hasher,
+        eventLingerMs: options.eventLingerMs,
         taints: taintsOf(options.taints),
       }),
     );

@@ -1,14 +1,12 @@
 /** What every process measures about itself: its event loop, memory, build and bus. */
-import { type Histogram, monitorEventLoopDelay, performance } from "node:perf_hooks";
+import { performance } from "node:perf_hooks";
 import type { Bus } from "./bus.ts";
 import type { processMetrics } from "./metric-table.ts";
 import type { Metrics } from "./metrics.ts";
 
 export type ProcessMetrics = Metrics<typeof processMetrics>;
 
-/** A sample, not a watch: a stall counts in proportion to its length, as it delays what arrives. */
-export const loopTimerMs = 50;
-/** A timer later than this counts as a stall. */
+/** A common timer later than this counts as a stall. */
 export const stallMs = 5;
 
 export interface Build {
@@ -16,50 +14,17 @@ export interface Build {
   readonly commit: string;
 }
 
-/** Nanoseconds from each run of a timer to the next. */
-export type TimerIntervals = Pick<Histogram, "count" | "mean" | "percentile">;
-
 /**
- * Starts a timer inside the event loop that runs no JavaScript, so that a process at rest does not wake
- * its engine for it; `disable` ends it.
+ * Takes how late the process's common timers are. A sample, not a watch: a stall delays what arrives
+ * in it, and the timers that end in it, in proportion to its length.
  */
-export function startLoopTimer(): TimerIntervals & { disable(): boolean } {
-  const timer = monitorEventLoopDelay({ resolution: loopTimerMs });
-  timer.enable();
-  return timer;
-}
-
-/**
- * Collects at each scrape how late the timer of `startLoopTimer` was. `intervals` is never reset: the
- * interval in which that happens would be lost, and with it the scrape's own delay.
- */
-export function collectLoopDelay(metrics: ProcessMetrics, intervals: TimerIntervals): void {
+export function collectLoopDelay(metrics: ProcessMetrics): (lateMs: number) => void {
   const delay = metrics.histogram("tiergrid_event_loop_delay_seconds");
   const stalls = metrics.counter("tiergrid_event_loop_stalls_total");
-  metrics.onScrape(() => {
-    const { count, mean } = intervals;
-    const withinMs = (lateMs: number): number => countUpTo(intervals, 1e6 * (loopTimerMs + lateMs));
-    const upTo = [...delay.bounds.map((bound) => withinMs(1000 * bound)), count];
-    const seen = (bucket: number): number => (upTo[bucket] ?? 0) - (upTo[bucket - 1] ?? 0);
-    const lateSeconds = count === 0 ? 0 : (count * (mean / 1e6 - loopTimerMs)) / 1000;
-    delay.merge(
-      Array.from(delay.counts, (known, bucket) => seen(bucket) - known),
-      Math.max(0, lateSeconds - delay.sum),
-    );
-    stalls.follow(count - withinMs(stallMs));
-  });
-}
-
-/** Intervals of at most `ns`, by bisection: the histogram answers ranks, not counts. */
-function countUpTo(intervals: TimerIntervals, ns: number): number {
-  const { count } = intervals;
-  let [within, beyond] = [0, count + 1];
-  while (beyond - within > 1) {
-    const rank = Math.floor((within + beyond) / 2);
-    if (intervals.percentile((100 * rank) / count) <= ns) within = rank;
-    else beyond = rank;
-  }
-  return within;
+  return (lateMs) => {
+    delay.observe(lateMs / 1000);
+    if (lateMs > stallMs) stalls.add();
+  };
 }
 
 /** Collects memory, event-loop utilisation and the build at each scrape. */

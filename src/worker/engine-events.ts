@@ -1,10 +1,12 @@
 /**
- * KV events from the engine to the routers: numbered, remembered, then published, one message per
- * pass. What is lost on the way is a gap in the numbers, and routers ask for it here.
+ * KV events from the engine to the routers: numbered, remembered, then published, those of several
+ * passes together. What is lost on the way is a gap in the numbers, and routers ask for it here.
  *
- *   engine ──events──▶ id ──▶ EventRing ──▶ tg.ev.<namespace>.<inst>.<rank>, or the durable stream
- *                                 ▲
+ *   engine ──events──▶ id ──▶ EventRing ──▶ EventOutbox ──▶ tg.ev.<namespace>.<inst>.<rank>
+ *                                 ▲    └──▶ the durable stream
  *                                 └── tg.kvq.<inst>.<rank>: ring or dump, in chunks
+ *
+ * Whoever learns from the ring, by an answer or a digest, has been sent the events in it before.
  */
 import type { CancelTimer, Clock } from "../base/clock.ts";
 import { toTiergridError } from "../base/errors.ts";
@@ -25,10 +27,11 @@ import { publishQuietly } from "../runtime/dispatch-offer.ts";
 import type { RankDigest } from "../runtime/instance-card.ts";
 import type { DurableEvents } from "./durable-events.ts";
 import type { EngineCard, EngineKvEvent } from "./engine.ts";
+import { EventOutbox } from "./event-outbox.ts";
 import { EventRing } from "./event-ring.ts";
 
-/** Bytes of events in one message, unless a single event is larger. */
-const messageBytesMax = 512 * 1024;
+/** How long events wait for others: routing loses nothing by it (docs/decisions.md). */
+export const eventLingerMsDefault = 50;
 /** An answer's chunk leaves room for the bus's own framing. */
 const chunkBytesMax = 512 * 1024;
 /** Time that the last answer of several chunks is kept, per rank, for routers that lost some. */
@@ -45,6 +48,10 @@ export interface EngineEventsOptions {
   readonly card: Pick<EngineCard, "dpStart" | "dpSize">;
   /** Fault switch: true when the events of this pass get lost on their way to the routers. */
   readonly loses: () => boolean;
+  /** Times the wait for others; absent = `clock`. */
+  readonly ticks?: Clock;
+  /** How long events may wait for others; 0 = a message per pass. */
+  readonly lingerMs: number;
   /** Takes the events instead of the bus. */
   readonly durable?: DurableEvents | undefined;
 }
@@ -60,14 +67,19 @@ export class EngineEvents {
   readonly #rings = new Map<number, EventRing>();
   readonly #subscriptions: readonly Subscription[];
   readonly #kept = new Map<number, KeptAnswer>();
+  readonly #outbox: EventOutbox;
   #answers = 0;
 
   constructor(options: EngineEventsOptions) {
     this.#options = options;
-    const { bus, inst, chain, random, card } = options;
+    const { bus, clock, ticks = clock, namespace, inst, chain, random, card } = options;
     for (let rank = card.dpStart; rank < card.dpStart + card.dpSize; rank++) {
       this.#rings.set(rank, new EventRing({ workerId: inst, chain, random }));
     }
+    this.#outbox = new EventOutbox(ticks, options.lingerMs, (dpRank, events) => {
+      const payload = encodeKvEvents({ ...this.#sourceOf(dpRank), events });
+      publishQuietly(bus, kvEventSubject(namespace, inst, dpRank), payload);
+    });
     this.#subscriptions = [...this.#rings].map(([rank, ring]) =>
       bus.subscribe(kvQuerySubject(inst, rank), (message) => this.#onQuery(rank, ring, message)),
     );
@@ -83,15 +95,9 @@ export class EngineEvents {
       return event;
     });
     if (this.#options.loses()) return;
-    const { bus, namespace, inst, durable } = this.#options;
-    if (durable) {
-      durable.publish(dpRank, events);
-      return;
-    }
-    const subject = kvEventSubject(namespace, inst, dpRank);
-    for (const part of partsOf(events)) {
-      publishQuietly(bus, subject, encodeKvEvents({ ...this.#sourceOf(dpRank), events: part }));
-    }
+    const { durable } = this.#options;
+    if (durable) durable.publish(dpRank, events);
+    else this.#outbox.add(dpRank, events);
   }
 
   /** Stores that did not fit the blocks already known; 0 with a sound engine. */
@@ -100,6 +106,7 @@ export class EngineEvents {
   }
 
   digests(): RankDigest[] {
+    this.#outbox.flush();
     return [...this.#rings].map(([dpRank, ring]) => {
       const { blocks, lo, hi } = ring.digest();
       const xor = [hi, lo].map((word) => word.toString(16).padStart(8, "0")).join("");
@@ -110,6 +117,7 @@ export class EngineEvents {
   close(): void {
     for (const { cancel } of this.#kept.values()) cancel();
     this.#kept.clear();
+    this.#outbox.close();
     this.#options.durable?.close();
     for (const subscription of this.#subscriptions) subscription.unsubscribe();
   }
@@ -122,6 +130,7 @@ export class EngineEvents {
   #onQuery(dpRank: number, ring: EventRing, { payload, reply }: BusMessage): void {
     if (reply === undefined) return;
     const { bus } = this.#options;
+    this.#outbox.flush();
     for (const chunk of this.#chunksFor(dpRank, ring, payload)) publishQuietly(bus, reply, chunk);
   }
 
@@ -182,26 +191,4 @@ function interleaved(local: Uint32Array, sequence: Uint32Array): Uint32Array {
 
 function u64Of(lanes: Uint32Array | undefined): U64 | undefined {
   return lanes && { lo: lanes[0] ?? 0, hi: lanes[1] ?? 0 };
-}
-
-/** Cuts a pass into messages. */
-function partsOf(events: readonly KvEvent[]): KvEvent[][] {
-  const parts: KvEvent[][] = [];
-  let roomBytes = 0;
-  for (const event of events) {
-    const bytes = 32 + bytesOf(event);
-    const last = parts.at(-1);
-    if (last && bytes <= roomBytes) last.push(event);
-    else {
-      parts.push([event]);
-      roomBytes = messageBytesMax;
-    }
-    roomBytes -= bytes;
-  }
-  return parts;
-}
-
-function bytesOf(event: KvEvent): number {
-  if (event.type === "cleared") return 0;
-  return event.type === "stored" ? event.blocks.byteLength : event.hashes.byteLength;
 }

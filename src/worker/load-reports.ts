@@ -1,6 +1,6 @@
 /**
- * Load samples of a worker, one message per rank: at once when the last is old enough, else when it
- * becomes so, with the newest values of then.
+ * Load samples of a worker, one message per rank: the newest values, a period after the first of
+ * them. On a tick clock they leave with other messages of the process.
  */
 import type { CancelTimer, Clock } from "../base/clock.ts";
 import { encodeLoadSample } from "../protocol/load-sample.ts";
@@ -9,7 +9,8 @@ import type { Bus } from "../runtime/bus.ts";
 import { publishQuietly } from "../runtime/dispatch-offer.ts";
 import type { EngineLoad } from "./engine.ts";
 
-export const loadPeriodMs = 100;
+/** Routers count what they book themselves; this corrects them. */
+export const loadPeriodMs = 250;
 
 export interface LoadReports {
   /** Takes a rank's load after a pass. */
@@ -26,11 +27,9 @@ export function createLoadReports(options: {
   const { bus, clock, namespace, inst } = options;
   const subject = loadSubject(namespace, inst);
   const newest = new Map<number, EngineLoad>();
-  let sentMs = Number.NEGATIVE_INFINITY;
   let cancelTimer: CancelTimer | undefined;
   const send = (): void => {
     cancelTimer = undefined;
-    sentMs = clock.nowMs();
     for (const { dpRank, activeBlocks } of newest.values()) {
       const sample = { workerId: inst, dpRank, kvUsedBlocks: activeBlocks };
       publishQuietly(bus, subject, encodeLoadSample(sample));
@@ -40,10 +39,7 @@ export function createLoadReports(options: {
   return {
     report(load) {
       newest.set(load.dpRank, load);
-      if (cancelTimer) return;
-      const waitMs = sentMs + loadPeriodMs - clock.nowMs();
-      if (waitMs <= 0) send();
-      else cancelTimer = clock.after(waitMs, send);
+      cancelTimer ??= clock.after(loadPeriodMs, send);
     },
     close() {
       cancelTimer?.();

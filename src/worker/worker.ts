@@ -23,7 +23,7 @@ import type { Log } from "../runtime/log.ts";
 import type { EchoGate } from "../runtime/stream-defaults.ts";
 import { createDurableEvents, type DurableEvents } from "./durable-events.ts";
 import type { Engine } from "./engine.ts";
-import { EngineEvents } from "./engine-events.ts";
+import { EngineEvents, eventLingerMsDefault } from "./engine-events.ts";
 import { createLoadReports, type LoadReports } from "./load-reports.ts";
 import { digestBeats, type WorkerState, workerCardOf } from "./worker-card.ts";
 import { serveWorker, type WorkerEndpoints } from "./worker-endpoints.ts";
@@ -39,6 +39,8 @@ import { noticeTiming } from "./worker-notices.ts";
 export interface WorkerOptions {
   readonly bus: Bus;
   readonly clock: Clock;
+  /** For messages that may wait; shared, a process sends them together. Absent = `clock`. */
+  readonly ticks?: Clock;
   readonly random: Random;
   readonly gate: EchoGate;
   readonly log: Log;
@@ -53,6 +55,8 @@ export interface WorkerOptions {
   readonly taints?: readonly string[];
   /** Fault switch: true when the KV events of a pass get lost behind the worker. */
   readonly losesKvEvents?: () => boolean;
+  /** How long KV events may wait for others; absent = `eventLingerMsDefault`. */
+  readonly eventLingerMs?: number;
   /** Durable mode: KV events go into this log; the caller closes it. */
   readonly durableLog?: DurableLog | undefined;
 }
@@ -101,7 +105,7 @@ interface Running extends Parts {
 
 /** Registers at once; requests are taken when the engine has started. */
 export function startWorker(options: WorkerOptions): Worker {
-  const { bus, clock, random, engine } = options;
+  const { bus, clock, ticks = clock, random, engine } = options;
   const parts = partsOf(options);
   const { inst, jobs } = parts;
   collectWorker(options.metrics, clock, engine, jobs);
@@ -111,8 +115,8 @@ export function startWorker(options: WorkerOptions): Worker {
   });
   const running: Running = Object.assign(parts, {
     endpoints: endpointsOf(parts),
-    announcer: announce({ bus, clock, random, card: () => cardOf(parts) }),
-    cancelActive: every(clock, noticeTiming.activePeriodMs, () => jobs.tellActive()),
+    announcer: announce({ bus, clock: ticks, random, card: () => cardOf(parts) }),
+    cancelActive: every(ticks, noticeTiming.activePeriodMs, () => jobs.tellActive()),
     die,
   });
   return {
@@ -128,11 +132,11 @@ export function startWorker(options: WorkerOptions): Worker {
 }
 
 function partsOf(options: WorkerOptions): Parts {
-  const { bus, clock, random, gate, engine, metrics, losesKvEvents } = options;
+  const { bus, clock, ticks = clock, random, gate, engine, metrics, losesKvEvents } = options;
   const { namespace } = options.endpoint;
   const inst = String(randomId(random));
   const epoch = newEpoch(random);
-  const loads = createLoadReports({ bus, clock, namespace, inst });
+  const loads = createLoadReports({ bus, clock: ticks, namespace, inst });
   const duration = metrics.histogram("dynamo_component_request_duration_seconds");
   const jobs = new WorkerJobs({
     bus,
@@ -154,6 +158,8 @@ function partsOf(options: WorkerOptions): Parts {
     inst,
     epoch,
     card: engine.card,
+    ticks,
+    lingerMs: options.eventLingerMs ?? eventLingerMsDefault,
     loses: losesKvEvents ?? (() => false),
     durable: durableOf(options, inst, epoch),
   });

@@ -37,6 +37,7 @@ function rig() {
     } as typeof workerBus,
     ...{ clock, random, chain: blockHasher.chain, namespace: "pool", inst: "17", epoch: "aa" },
     card: { dpStart: 0, dpSize: 1 },
+    lingerMs: 0,
     loses: () => false,
     durable: undefined,
   });

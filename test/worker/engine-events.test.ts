@@ -168,7 +168,7 @@ it("refuses a query that is not one, or not for it", async () => {
   expect(decodeKvAnswer(chunks).answer).toMatchObject({ type: "error" });
 });
 
-it("publishes a rank's load at most every 100 ms, and its last value in the end", async () => {
+it("publishes a rank's load at most every 250 ms, and its last value in the end", async () => {
   const rig = newRig();
   const one = await addWorker(rig);
   const heard: { readonly atMs: number; readonly sample: LoadSample | undefined }[] = [];
@@ -176,14 +176,14 @@ it("publishes a rank's load at most every 100 ms, and its last value in the end"
     heard.push({ atMs: rig.clock.nowMs(), sample: decodeLoadSample(payload) });
   });
   const answer = ask(rig, { workers: [one], tokens: promptOf(40), body: bodyOf(400) });
-  await rig.clock.runFor(1_000);
-  expect(heard.length).toBeGreaterThanOrEqual(9);
-  expect(heard.length).toBeLessThanOrEqual(11);
+  await rig.clock.runFor(1_500);
+  expect(heard.length).toBeGreaterThanOrEqual(5);
+  expect(heard.length).toBeLessThanOrEqual(6);
   for (const [index, { atMs }] of heard.slice(1).entries()) {
     expect(atMs - (heard[index]?.atMs ?? 0)).toBeGreaterThanOrEqual(loadPeriodMs - 1);
   }
   expect(heard.at(-1)?.sample?.kvUsedBlocks).toBeGreaterThan(10);
   answer.call.cancel();
-  await rig.clock.runFor(200);
+  await rig.clock.runFor(2 * loadPeriodMs);
   expect(heard.at(-1)?.sample).toMatchObject({ workerId: one.worker.inst, kvUsedBlocks: 0 });
 });

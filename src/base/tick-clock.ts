@@ -1,0 +1,56 @@
+/**
+ * A clock whose timers end together, on multiples of `tickMs`, for what may as well wait a little: to
+ * wake a process costs more than most of what it wakes for.
+ *
+ *   after(30) at 12 ─┐
+ *   after(20) at 25 ─┴─▶ at 50: one timer of the clock below; both fire, in the order of the calls
+ *
+ * A timer is up to a tick late, never early; one of 0 ms fires after the current task, as below.
+ */
+import type { CancelTimer, Clock } from "./clock.ts";
+
+/** Tick of a process's common timers. */
+export const commonTickMs = 50;
+
+interface Tick {
+  readonly fires: Set<{ readonly fire: () => void }>;
+  cancel: CancelTimer;
+}
+
+/** `onTick` is told before the timers of a tick fire how late that is: the delay of the event loop. */
+export function tickClock(
+  clock: Clock,
+  tickMs: number,
+  onTick: (lateMs: number) => void = () => {},
+): Clock {
+  const ticks = new Map<number, Tick>();
+  const tickAt = (number: number): Tick => {
+    const known = ticks.get(number);
+    if (known) return known;
+    const tick: Tick = { fires: new Set(), cancel: () => {} };
+    ticks.set(number, tick);
+    tick.cancel = clock.after(number * tickMs - clock.nowMs(), () => {
+      ticks.delete(number);
+      // A timer may be a fraction of a millisecond early.
+      onTick(Math.max(0, clock.nowMs() - number * tickMs));
+      for (const { fire } of tick.fires) fire();
+    });
+    return tick;
+  };
+  return {
+    nowMs: () => clock.nowMs(),
+    wallMs: () => clock.wallMs(),
+    after(delayMs, fire) {
+      if (delayMs <= 0) return clock.after(delayMs, fire);
+      const number = Math.ceil((clock.nowMs() + delayMs) / tickMs);
+      const tick = tickAt(number);
+      const timer = { fire };
+      tick.fires.add(timer);
+      return () => {
+        if (!tick.fires.delete(timer) || tick.fires.size > 0 || ticks.get(number) !== tick) return;
+        ticks.delete(number);
+        tick.cancel();
+      };
+    },
+  };
+}

@@ -38,6 +38,8 @@ export interface StreamOwner {
   call(request: CallRequest): OwnerCall;
   /** Answers that have not ended. */
   readonly open: number;
+  /** Prompts that workers may ask for. */
+  readonly promptsHeld: number;
   readonly totals: Readonly<OwnerTotals>;
   /** Ends every answer with `bus_closed`. */
   close(): void;
@@ -51,6 +53,9 @@ export function createStreamOwner(options: StreamOwnerOptions): StreamOwner {
     totals: owner.totals,
     get open() {
       return owner.open;
+    },
+    get promptsHeld() {
+      return owner.prompts.size;
     },
   };
 }

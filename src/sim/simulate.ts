@@ -52,6 +52,8 @@ export interface SimulationReport {
   readonly failed: number;
   readonly cancelled: number;
   readonly migrations: number;
+  /** Prompts that travelled as hashes and were had by a worker. */
+  readonly promptsHandedOut: number;
   readonly tokens: number;
   /** Error codes of the requests that failed, with their counts. */
   readonly errors: ReadonlyMap<string, number>;
@@ -72,6 +74,7 @@ export const simulationDefaults = {
 } as const;
 
 const model = "mock-model";
+const islTokensMax = 1200;
 
 interface Reference {
   readonly place: number;
@@ -119,7 +122,7 @@ export async function simulate(options: SimulationOptions): Promise<SimulationRe
   }
   const count = (ending: string): number =>
     references.filter(({ endings }) => endings[0] === ending).length;
-  const { migrations } = fleet.frontend.owner.totals;
+  const { migrations, promptsHandedOut } = fleet.frontend.owner.totals;
   const closed = fleet.close();
   await clock.runFor(2_000);
   await closed;
@@ -131,6 +134,7 @@ export async function simulate(options: SimulationOptions): Promise<SimulationRe
     cancelled: count("cancelled"),
     failed: references.length - count("length") - count("cancelled"),
     migrations,
+    promptsHandedOut,
     tokens: run.tokens,
     errors: run.errors,
     violations,
@@ -162,6 +166,7 @@ async function startRun(options: SimulationOptions, random: Random): Promise<Run
     random,
     logs: () => silentLog,
     config: options.config,
+    frontend: { hashFirstMinTokens: randomInt(random, 1, islTokensMax) },
     kvRouter: kvRouterOf(options),
     durableLogOf: options.durable ? memoryDurableLogs(clock) : undefined,
     routersPerPool: options.routersPerPool,
@@ -195,7 +200,7 @@ function scheduleRequest(run: Run, place: number, spanMs: number, random: Random
   const { clock } = run;
   const atMs = random() * spanMs;
   const conversation = randomInt(random, 0, 7);
-  const islTokens = randomInt(random, 8, 1200);
+  const islTokens = randomInt(random, 8, islTokensMax);
   const maxTokens = randomInt(random, 1, 400);
   const cancelAfterMs =
     random() < simulationDefaults.cancelShare ? randomInt(random, 0, 3000) : undefined;
@@ -354,6 +359,7 @@ async function settleDown(run: Run): Promise<void> {
   await observer.close();
   const { frontend, global } = fleet;
   if (frontend.owner.open > 0) violations.push(`I3 ${frontend.owner.open} streams are open`);
+  if (frontend.owner.promptsHeld > 0) violations.push("I3 the owner holds prompts");
   if (global.openRequests > 0) violations.push(`I3 global router holds ${global.openRequests}`);
   for (const { namespace, routers, workers } of fleet.pools) {
     for (const { worker, engine } of workers) {

@@ -71,14 +71,17 @@ it.each(Array.from({ length: Math.ceil(seeds / 8) }, (_, at) => firstSeed + at))
   },
 );
 
-it("survives worker deaths without losing an answer", async () => {
+it("survives worker deaths without losing an answer, with prompts as hashes and as tokens", async () => {
   let migrations = 0;
+  let promptsHandedOut = 0;
   let completed = 0;
   for (let seed = 1; seed <= 6; seed++) {
     const report = await run(1000 + seed, 4);
     migrations += report.migrations;
     completed += report.completed;
+    promptsHandedOut += report.promptsHandedOut;
   }
   expect(migrations).toBeGreaterThan(0);
   expect(completed).toBeGreaterThan(120);
+  expect(promptsHandedOut).toBeGreaterThan(60);
 });

@@ -1,6 +1,7 @@
 /**
  * Faults under load, with separate processes on a real nats-server: one prefill and one decode pool
  * of two workers each. Every stream is checked token by token; after each fault all books close.
+ * Prompts travel as hashes from 2 blocks on.
  */
 import { afterAll, afterEach, beforeAll, beforeEach, expect, it } from "vitest";
 import { realClock, sleep } from "../../src/base/clock.ts";
@@ -31,6 +32,8 @@ const parts: readonly Part[] = [
     args: ["global", "--config", "pool-configs/small.json", "--model-name", "mock-model"].concat([
       "--http-port",
       "0",
+      "--hash-first-min-tokens",
+      "128",
     ]),
   },
   ...legs.flatMap(([role, endpoint]): Part[] => {
@@ -72,13 +75,21 @@ const migrations = async (): Promise<number> => {
   return metrics.sum("dynamo_frontend_model_migration_total");
 };
 
+const promptsHandedOut = async (): Promise<number> => {
+  const metrics = await fleet.metricsOf("global");
+  return metrics.sum("tiergrid_prompts_handed_out_total");
+};
+
 it("moves the streams of a killed worker to the other one, every token once", async () => {
   const streams = await streamsInFlight(fleet.api, streamCount, tokens);
   const victim = await fleet.metricsOf("decode worker 0");
   expect(victim.sum("dynamo_component_kvstats_active_blocks")).toBeGreaterThan(0);
   await kill(fleet.part("decode worker 0"));
   expect(await outcomesOf(streams)).toEqual({ exact: streamCount });
-  expect(await migrations()).toBeGreaterThan(0);
+  const moved = await migrations();
+  expect(moved).toBeGreaterThan(0);
+  // Each stream has two legs, and asks once more for each migration.
+  expect(await promptsHandedOut()).toBeGreaterThanOrEqual(2 * streamCount + moved);
   await fleet.idle();
 });
 

@@ -55,6 +55,7 @@ export interface KvRouterConfig {
   readonly routerFitLatencyShare: number;
   readonly routerFitFrontShare: number;
   readonly routerFitKeepsPromises: boolean;
+  readonly routerFitHolds: boolean;
   /** Profile of workers that announce none, as `readPerfModel` takes it; null = polynomial. */
   readonly routerPerfModel: unknown;
 }
@@ -102,6 +103,7 @@ export const defaultKvRouterConfig: KvRouterConfig = Object.freeze({
   routerFitLatencyShare: 0.05,
   routerFitFrontShare: 0.5,
   routerFitKeepsPromises: true,
+  routerFitHolds: true,
   routerPerfModel: null,
 });
 
@@ -337,6 +339,7 @@ function warningsOf(config: KvRouterConfig, given: Settings): ConfigFault[] {
     "router_fit_latency_share",
     "router_fit_front_share",
     "router_fit_keeps_promises",
+    "router_fit_holds",
     "router_perf_model",
   ];
   const isLatency = config.routerCostMode === "latency";

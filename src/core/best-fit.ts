@@ -21,12 +21,27 @@ export interface FitRules {
   readonly frontShare: number;
   /** Prefill queues are planned pass by pass, and first tokens that are expected in time kept so. */
   readonly keepsPromises: boolean;
+  /**
+   * Prompts with a target wait in the router while their worker has enough to do, and go in the order
+   * of their deadlines. Takes planned queues.
+   */
+  readonly holds: boolean;
 }
 
 /** The rule as it was published. */
-export const plainFit: FitRules = { latencyShare: 0.1, frontShare: 0, keepsPromises: false };
+export const plainFit: FitRules = {
+  latencyShare: 0.1,
+  frontShare: 0,
+  keepsPromises: false,
+  holds: false,
+};
 
-export const defaultFit: FitRules = { latencyShare: 0.05, frontShare: 0.5, keepsPromises: true };
+export const defaultFit: FitRules = {
+  latencyShare: 0.05,
+  frontShare: 0.5,
+  keepsPromises: true,
+  holds: true,
+};
 
 /** How far `predictedMs` with its margin is beyond `targetMs`; 0 when it meets it. */
 export function latenessMs(predictedMs: number, targetMs: number): number {

@@ -49,6 +49,8 @@ export interface ChoiceRequest {
    * in cost mode `latency`.
    */
   readonly fitTargetMs?: number | undefined;
+  /** Whoever books can wait with the dispatch (`LatencyBook.releaseAtMs`). */
+  readonly mayWait?: boolean | undefined;
   readonly settings: ChoiceSettings;
 }
 

@@ -57,6 +57,7 @@ export function chooseAndBook(
     promptHashes: request.promptHashes,
     expectedPrefillMs: request.expectedPrefillMs ?? 0,
     deadlineMs: request.nowMs + (request.fitTargetMs ?? Number.POSITIVE_INFINITY),
+    mayWait: request.mayWait,
   });
   return booked === "ok" ? choice : { outcome: "refused", code: "booking_failed" };
 }

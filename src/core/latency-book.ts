@@ -7,7 +7,7 @@
  *   pendingAttention[ 5.6e7, 0    ]   sum of u * (c + u / 2), c = cached tokens
  *   decoding        [ 12,    3    ]   requests past their first token
  *   lastFirstTokenMs[ 9850,  9990 ]
- *   oldest          [ r1 ⇄ r2,  – ]   the queue, in order of dispatch
+ *   queues          [ r1 ⇄ r2,  – ]   in the order of their prefill (`prefill-queue.ts`)
  *
  * Invariants: columns equal a recount over the requests, and a slot without requests is all zero
  * but for its times. The clock of a slot never runs backwards.
@@ -24,15 +24,10 @@ import {
 } from "./busy-period.ts";
 import { grownFloat64, grownInt32 } from "./column.ts";
 import { type ShapeLatency, WorkerLatency } from "./latency-model.ts";
-import { emptyHold, type Hold, LiveBlocks } from "./live-blocks.ts";
-import {
-  emptyPlan,
-  type PlannedPass,
-  type PrefillPlan,
-  passEnded,
-  planRequest,
-  replan,
-} from "./prefill-plan.ts";
+import { type LatencyDispatch, type LatencyRequest, newRequest } from "./latency-request.ts";
+import { emptyHold, LiveBlocks } from "./live-blocks.ts";
+import { type PrefillPlan, passEnded } from "./prefill-plan.ts";
+import { type DueForecast, type DuePrompt, leadMs, PrefillQueue } from "./prefill-queue.ts";
 import type { LoadColumns } from "./worker-cost.ts";
 
 export type LatencyRole = "aggregated" | "prefill" | "decode";
@@ -50,42 +45,8 @@ export interface LatencyBookOptions {
   readonly blocksMax?: number;
   /** False: no queue is planned pass by pass. */
   readonly plans?: boolean | undefined;
-}
-
-export interface LatencyDispatch {
-  /** Opaque, unique among live requests. */
-  readonly key: string;
-  readonly slot: number;
-  readonly nowMs: number;
-  readonly uncachedTokens: number;
-  readonly cachedTokens: number;
-  /**
-   * Sequence hashes of the prompt's full blocks, lanes interleaved, when nobody else tracks them;
-   * else empty.
-   */
-  readonly sequence: Uint32Array;
-  /** When its first token is due; absent = nobody was told. */
-  readonly deadlineMs?: number | undefined;
-}
-
-interface LatencyRequest {
-  readonly slot: number;
-  readonly uncachedTokens: number;
-  readonly cachedTokens: number;
-  readonly dispatchedMs: number;
-  /** Its blocks while it is queued. */
-  hold: Hold;
-  queued: boolean;
-  readonly deadlineMs: number;
-  doneTokens: number;
-  pass: PlannedPass | undefined;
-  older: LatencyRequest | undefined;
-  younger: LatencyRequest | undefined;
-  // Since its last output that was seen.
-  outputTokens: number;
-  outputAtMs: number;
-  sequences: number;
-  activeKvTokens: number;
+  /** Prompts with a deadline wait here for their turn where their dispatcher lets them. */
+  readonly holds?: boolean;
 }
 
 /** Of so many gaps between tokens of a quiet worker one is learnt from. */
@@ -95,6 +56,8 @@ const outputTokensUnknown = 340;
 const answersRemembered = 1000;
 const blocksMaxDefault = 1 << 22;
 const holdersAtStart = 64;
+/** Behind a first token that is later than this nothing more is sent. */
+const overdueMsMax = 250;
 
 export class LatencyBook {
   pendingTokens: Float64Array = new Float64Array(holdersAtStart);
@@ -104,7 +67,10 @@ export class LatencyBook {
   /** Requests without a first token, on all holders. */
   queuedCount = 0;
   holderCount = 0;
+  /** Called when a held prompt of a slot may have got an earlier turn. */
+  onTurns: ((slot: number) => void) | undefined = undefined;
   readonly role: LatencyRole;
+  readonly holds: boolean;
 
   readonly #blockSize: number;
   readonly #isPlanned: boolean;
@@ -113,9 +79,7 @@ export class LatencyBook {
   readonly #requests = new Map<string, LatencyRequest>();
   readonly #models: (WorkerLatency | undefined)[] = [];
   readonly #periods: (BusyPeriod | undefined)[] = [];
-  readonly #plans: (PrefillPlan | undefined)[] = [];
-  readonly #oldest: (LatencyRequest | undefined)[] = [];
-  readonly #youngest: (LatencyRequest | undefined)[] = [];
+  readonly #queues: (PrefillQueue | undefined)[] = [];
   /** Since when nothing is queued; Infinity = something is. */
   #quietSinceMs = new Float64Array(holdersAtStart);
   /** Gaps since the last that was learnt from. */
@@ -128,6 +92,7 @@ export class LatencyBook {
     this.role = role;
     this.#blockSize = blockSize;
     this.#isPlanned = role === "prefill" && (options.plans ?? true);
+    this.holds = this.#isPlanned && options.holds === true;
     this.#load = load;
     this.#outputTokensMean = options.outputTokensAtStart ?? outputTokensUnknown;
     this.#pendingBlocks = new LiveBlocks(options.blocksMax ?? blocksMaxDefault, random, ignore);
@@ -148,7 +113,7 @@ export class LatencyBook {
     if (this.#models[slot]) this.removeHolder(slot);
     this.#models[slot] = new WorkerLatency(shape);
     this.#periods[slot] = idlePeriod();
-    this.#plans[slot] = emptyPlan();
+    this.#queues[slot] = new PrefillQueue(this.#isPlanned);
     this.holderCount++;
   }
 
@@ -161,7 +126,7 @@ export class LatencyBook {
     this.#models[slot]?.leave();
     this.#models[slot] = undefined;
     this.#periods[slot] = undefined;
-    this.#plans[slot] = undefined;
+    this.#queues[slot] = undefined;
     if (slot >= this.decoding.length) return;
     this.lastFirstTokenMs[slot] = 0;
     this.#quietSinceMs[slot] = 0;
@@ -178,13 +143,54 @@ export class LatencyBook {
    * planned: between decode steps others decide how long a pass takes.
    */
   planAt(slot: number): PrefillPlan | undefined {
-    return this.#isPlanned ? this.#plans[slot] : undefined;
+    return this.#isPlanned ? this.#queues[slot]?.plan : undefined;
   }
 
-  /** By how much the first token of the oldest queued request is later than planned, ms. */
+  /** By how much the first token of the oldest prompt in the engine is later than planned, ms. */
   overdueMs(slot: number, nowMs: number): number {
-    const pass = this.#oldest[slot]?.pass;
-    return pass ? Math.max(0, nowMs - pass.endMs) : 0;
+    const oldest = this.#queues[slot]?.oldest;
+    return oldest?.pass && !oldest.isHeld ? Math.max(0, nowMs - oldest.pass.endMs) : 0;
+  }
+
+  /** Fills `forecast` for a prompt with a target on a holder that holds; the model is the holder's. */
+  forecastDue(slot: number, prompt: DuePrompt, forecast: DueForecast): void {
+    this.#queues[slot]!.forecastDue(prompt, this.#models[slot]!, forecast);
+  }
+
+  /**
+   * When the held prompt of `key` is to be sent, if nothing changes; Infinity while another one is
+   * before it or its worker is overdue, undefined when it is not held.
+   */
+  releaseAtMs(key: string, nowMs: number): number | undefined {
+    const request = this.#requests.get(key);
+    if (!request?.isHeld) return undefined;
+    const { slot, startMs } = request;
+    const isNext = this.#queues[slot]!.heldHead === request;
+    if (!isNext || this.overdueMs(slot, nowMs) > overdueMsMax) return Number.POSITIVE_INFINITY;
+    return startMs - leadMs;
+  }
+
+  isHeld(key: string): boolean {
+    return this.#requests.get(key)?.isHeld === true;
+  }
+
+  /** The held prompt that is sent next; undefined = nothing is held there. */
+  nextHeld(slot: number): string | undefined {
+    return this.#queues[slot]?.heldHead?.key;
+  }
+
+  get heldCount(): number {
+    return this.#queues.reduce((sum, queue) => sum + (queue?.heldCount ?? 0), 0);
+  }
+
+  /** The next held prompt of its slot is on its way. */
+  release(key: string, nowMs: number): void {
+    const request = this.#requests.get(key);
+    if (!request?.isHeld) return;
+    const { slot } = request;
+    this.#queues[slot]!.release(request, nowMs, this.#models[slot]!);
+    this.#acquire(request);
+    this.onTurns?.(slot);
   }
 
   /** KV tokens the holder's requests occupy: booked blocks, and one partly filled block each. */
@@ -195,12 +201,12 @@ export class LatencyBook {
 
   /** When the oldest queued request was dispatched; undefined = nothing is queued. */
   headDispatchedMs(slot: number): number | undefined {
-    return this.#oldest[slot]?.dispatchedMs;
+    return this.#queues[slot]?.oldest?.dispatchedMs;
   }
 
   /** Prompt tokens of the oldest queued request that are not cached; 0 = nothing is queued. */
   headTokens(slot: number): number {
-    return this.#oldest[slot]?.uncachedTokens ?? 0;
+    return this.#queues[slot]?.oldest?.uncachedTokens ?? 0;
   }
 
   /** Writes into `prefix[slot]` how many blocks of `sequence` prompts queued there begin with. */
@@ -213,40 +219,24 @@ export class LatencyBook {
    * a key that is there already, or a slot that is no holder.
    */
   dispatched(dispatch: LatencyDispatch): void {
-    const { key, slot, nowMs, cachedTokens } = dispatch;
+    const { key, slot, nowMs } = dispatch;
     const period = this.#periods[slot];
-    if (!period || this.#requests.has(key)) return;
-    const uncachedTokens = this.role === "decode" ? 0 : dispatch.uncachedTokens;
-    const request: LatencyRequest = {
-      slot,
-      uncachedTokens,
-      cachedTokens,
-      dispatchedMs: nowMs,
-      hold: emptyHold,
-      queued: uncachedTokens > 0,
-      deadlineMs: dispatch.deadlineMs ?? Number.POSITIVE_INFINITY,
-      doneTokens: 0,
-      pass: undefined,
-      older: undefined,
-      younger: undefined,
-      outputTokens: 0,
-      outputAtMs: nowMs,
-      sequences: 0,
-      activeKvTokens: 0,
-    };
+    const queue = this.#queues[slot];
+    if (!period || !queue || this.#requests.has(key)) return;
+    const request = newRequest(dispatch, this.role === "decode" ? 0 : dispatch.uncachedTokens);
     this.#requests.set(key, request);
     if (!request.queued) {
       this.decoding[slot]!++;
       return;
     }
-    if (!this.#oldest[slot]) {
+    if (!queue.oldest) {
       // The first pass waits for the rest of a running one, on average half of it.
       const waits = this.decoding[slot]! > 0;
       openPeriod(period, nowMs, waits ? this.#decodeMs(slot) / 2 : 0);
     }
-    const plan = this.planAt(slot);
-    if (plan) planRequest(plan, request, this.#models[slot]!);
-    this.#enqueue(request, dispatch.sequence);
+    if (this.holds && dispatch.mayWait) queue.hold(request, this.#models[slot]!);
+    this.#enqueue(request, queue);
+    this.onTurns?.(slot);
   }
 
   /**
@@ -260,12 +250,13 @@ export class LatencyBook {
     const previousMs = this.lastFirstTokenMs[slot]!;
     const period = this.#periods[slot]!;
     const { pass } = request;
+    const queue = this.#queues[slot]!;
     if (pass) {
-      passEnded(pass, this.#oldest[slot]);
+      if (!passEnded(pass, queue.oldest)) period.isPlanned = false;
       countPasses(period, pass.done);
     }
     this.#dequeue(request, nowMs);
-    if (pass) this.#replan(slot, nowMs);
+    if (pass) queue.replan(nowMs, this.#models[slot]!, nowMs);
     this.decoding[slot]!++;
     this.lastFirstTokenMs[slot] = Math.max(nowMs, previousMs);
     request.outputTokens = 1;
@@ -279,7 +270,8 @@ export class LatencyBook {
       decodeMs: this.#decodeMs(slot),
       sincePreviousMs: nowMs - previousMs,
     });
-    const isEmpty = !this.#oldest[slot];
+    if (pass) this.onTurns?.(slot);
+    const isEmpty = !queue.oldest;
     if (!isEmpty && period.firstTokens < firstTokensPerPeriodMax) return;
     const model = this.#models[slot]!;
     const observed = closePeriod(period, nowMs, model.shape.limits.batchTokens);
@@ -332,47 +324,42 @@ export class LatencyBook {
     this.#dequeue(request, nowMs);
     const period = this.#periods[slot];
     if (!period) return;
+    const queue = this.#queues[slot]!;
     period.isSpoilt = true;
-    this.#replan(slot, this.#plans[slot]!.startMs);
-    if (!this.#oldest[slot]) period.isOpen = false;
+    queue.replan(nowMs, this.#models[slot]!);
+    if (!queue.oldest) period.isOpen = false;
+    this.onTurns?.(slot);
   }
 
-  #replan(slot: number, startMs: number): void {
-    const plan = this.planAt(slot);
-    if (plan) replan(plan, this.#oldest[slot], startMs, this.#models[slot]!);
-  }
-
-  #enqueue(request: LatencyRequest, sequence: Uint32Array): void {
+  #enqueue(request: LatencyRequest, queue: PrefillQueue): void {
     const { slot, uncachedTokens: u, cachedTokens: c } = request;
-    const youngest = this.#youngest[slot];
-    request.older = youngest;
-    if (youngest) youngest.younger = request;
-    else this.#oldest[slot] = request;
-    this.#youngest[slot] = request;
+    queue.join(request, request.dispatchedMs, this.#models[slot]!);
     this.queuedCount++;
     this.pendingTokens[slot]! += u;
     this.pendingAttention[slot]! += u * (c + u / 2);
     this.#quietSinceMs[slot] = Number.POSITIVE_INFINITY;
+    // Of a held one nobody can tell who comes before it.
+    if (!request.isHeld) this.#acquire(request);
+  }
+
+  #acquire(request: LatencyRequest): void {
+    const { slot, sequence } = request;
     if (!this.#pendingBlocks.hasRoom(sequence.length >> 1)) return;
     request.hold = this.#pendingBlocks.acquire(sequence, slot);
   }
 
   #dequeue(request: LatencyRequest, nowMs: number): void {
-    const { slot, older, younger, uncachedTokens: u, cachedTokens: c } = request;
-    if (older) older.younger = younger;
-    else this.#oldest[slot] = younger;
-    if (younger) younger.older = older;
-    else this.#youngest[slot] = older;
+    const { slot, uncachedTokens: u, cachedTokens: c } = request;
+    const queue = this.#queues[slot]!;
+    queue.leave(request);
     this.queuedCount--;
     this.pendingTokens[slot]! -= u;
     this.pendingAttention[slot]! -= u * (c + u / 2);
     this.#pendingBlocks.release(request.hold, slot);
     request.hold = emptyHold;
     request.queued = false;
-    request.older = undefined;
-    request.younger = undefined;
-    request.pass = undefined;
-    if (!this.#oldest[slot]) this.#quietSinceMs[slot] = nowMs;
+    request.isHeld = false;
+    if (!queue.oldest) this.#quietSinceMs[slot] = nowMs;
   }
 
   #outputSeen(request: LatencyRequest, nowMs: number): void {

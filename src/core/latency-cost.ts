@@ -24,6 +24,7 @@ import { type FrontWorker, heldMs, noFront, seeWorker } from "./front-worker.ts"
 import type { LatencyBook } from "./latency-book.ts";
 import type { WorkerLatency } from "./latency-model.ts";
 import { type Forecast, forecastPrompt, joinersMs } from "./prefill-plan.ts";
+import type { DueForecast } from "./prefill-queue.ts";
 import type { CostInput, CostMode } from "./worker-cost.ts";
 import { taintFactorOf } from "./worker-cost.ts";
 
@@ -237,6 +238,10 @@ function measurePlanned(
   slot: number,
   measure: Measure,
 ): void {
+  if (book.holds && fitTargetMs !== undefined) {
+    measureHeld(book, nowMs, fitTargetMs, slot, measure);
+    return;
+  }
   const plan = book.planAt(slot);
   if (!plan || (fitTargetMs !== undefined && !keepsPromises)) return;
   // What is behind an overdue prompt is as late: else a slow worker would look idle.
@@ -252,6 +257,27 @@ function measurePlanned(
   measure.ttftMs = measure.prefillMs + measure.tierMs;
   measure.breaksPromise = forecast.breaksPromise;
 }
+
+/** T at the prompt's place among those that the router holds back. */
+function measureHeld(
+  book: LatencyBook,
+  nowMs: number,
+  targetMs: number,
+  slot: number,
+  measure: Measure,
+): void {
+  due.nowMs = nowMs;
+  due.uncachedTokens = measure.uncachedTokens;
+  due.cachedTokens = measure.cachedTokens;
+  due.deadlineMs = nowMs + targetMs;
+  book.forecastDue(slot, due, dueForecast);
+  measure.prefillMs = dueForecast.endMs - nowMs;
+  measure.ttftMs = measure.prefillMs + measure.tierMs;
+  measure.breaksPromise = dueForecast.breaksPromise;
+}
+
+const due = { nowMs: 0, uncachedTokens: 0, cachedTokens: 0, deadlineMs: 0 };
+const dueForecast: DueForecast = { endMs: 0, dueMs: 0, breaksPromise: false };
 
 const planned = { nowMs: 0, uncachedTokens: 0, cachedTokens: 0 };
 const forecast: Forecast = { endMs: 0, passStartMs: 0, passTokens: 0, breaksPromise: false };

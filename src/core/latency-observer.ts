@@ -11,6 +11,7 @@ export function latencyObserver(book: LatencyBook): LoadObserver {
       book.dispatched({
         ...{ key, slot, nowMs, cachedTokens },
         deadlineMs: more.deadlineMs,
+        mayWait: more.mayWait,
         uncachedTokens: prefillTokens,
         // Blocks that the load tracks it can compare itself.
         sequence: sequence.length === 0 && promptHashes ? promptHashes : noBlocks,

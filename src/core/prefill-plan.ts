@@ -1,6 +1,8 @@
 /**
  * When a worker will be done with its queue of prompts, planned as its engine will compute them: in
- * the order they came, `M` tokens a pass, and nobody joins a pass that runs.
+ * the queue's order, `M` tokens a pass, and nobody joins a pass that runs. A prompt that the router
+ * holds back shares a pass only while little is in it: the shorter the passes, the sooner a prompt
+ * that is due earlier gets its turn.
  *
  *   M = 8192     a 5000   b 6000
  *   passes     [ a 5000 · b 3192 ][ b 2808        ]
@@ -53,13 +55,18 @@ export interface PlannedPrompt {
 export interface PlannedRequest {
   readonly uncachedTokens: number;
   readonly cachedTokens: number;
-  readonly dispatchedMs: number;
+  /** When its engine got it; of a held one, when the queue was planned. */
+  joinMs: number;
+  /** The router has it still. */
+  isHeld: boolean;
   /** When its first token is due; Infinity = nobody was told. */
   readonly deadlineMs: number;
   /** Of the uncached tokens, computed before the plan's start. */
   doneTokens: number;
   /** The pass that ends it; undefined = it is computed, or nothing is planned. */
   pass: PlannedPass | undefined;
+  /** When the first pass begins that computes of it. */
+  startMs: number;
   readonly younger: PlannedRequest | undefined;
 }
 
@@ -76,6 +83,8 @@ export interface Forecast {
 
 /** Work that comes to a worker behind a prompt, of what it could compute meanwhile. */
 const joinersShare = 0.4;
+/** Of a pass, taken by others, from which on a held prompt waits for the next. */
+const sharedPassMax = 0.05;
 
 export function emptyPlan(): PrefillPlan {
   return { tail: undefined, startMs: 0 };
@@ -129,13 +138,14 @@ export function planRequest(
   request: PlannedRequest,
   model: WorkerLatency,
 ): void {
-  if (!plan.tail) plan.startMs = Math.max(plan.startMs, request.dispatchedMs);
+  if (!plan.tail) plan.startMs = Math.max(plan.startMs, request.joinMs);
   const prompt = {
-    nowMs: Math.max(plan.startMs, request.dispatchedMs),
+    nowMs: Math.max(plan.startMs, request.joinMs),
     uncachedTokens: request.uncachedTokens - request.doneTokens,
     cachedTokens: request.cachedTokens + request.doneTokens,
   };
-  const joined = joinedTokens(plan.tail, prompt, model);
+  const joined = sharedTokens(plan, prompt, request.isHeld, model);
+  request.startMs = joined > 0 ? (plan.tail as PlannedPass).startMs : freeMs(plan, prompt.nowMs);
   if (plan.tail && joined > 0) joinTail(plan.tail, prompt, joined, model);
   if (prompt.uncachedTokens > joined) appendPasses(plan, prompt, joined, model);
   const tail = plan.tail as PlannedPass;
@@ -143,29 +153,50 @@ export function planRequest(
   if (tail.endMs <= request.deadlineMs) tail.keepMs = Math.min(tail.keepMs, request.deadlineMs);
 }
 
-/** `pass` is over: counts what it and those before it computed of the queue from `oldest` on. */
-export function passEnded(pass: PlannedPass, oldest: PlannedRequest | undefined): void {
+/**
+ * `pass` is over: counts what it and those before it computed of the queue from `oldest` on. False
+ * when they were planned with more than the engine has.
+ */
+export function passEnded(pass: PlannedPass, oldest: PlannedRequest | undefined): boolean {
   let left = pass.done.tokens;
   for (let request = oldest; request && left > 0; request = request.younger) {
+    if (request.isHeld) return false;
     const tokens = Math.min(left, request.uncachedTokens - request.doneTokens);
     request.doneTokens += tokens;
     left -= tokens;
   }
+  return true;
 }
 
-/** Plans the queue from `oldest` on anew; the passes before `startMs` are over. */
+/** Plans the queue from `oldest` on anew; the passes before the plan's start are over. */
 export function replan(
   plan: PrefillPlan,
   oldest: PlannedRequest | undefined,
-  startMs: number,
+  nowMs: number,
   model: WorkerLatency,
 ): void {
   plan.tail = undefined;
-  plan.startMs = startMs;
   for (let request = oldest; request; request = request.younger) {
     request.pass = undefined;
+    if (request.isHeld) request.joinMs = nowMs;
     if (request.doneTokens < request.uncachedTokens) planRequest(plan, request, model);
   }
+}
+
+/** Tokens of a queued prompt that the tail takes. */
+export function sharedTokens(
+  { tail }: PrefillPlan,
+  prompt: PlannedPrompt,
+  isHeld: boolean,
+  model: WorkerLatency,
+): number {
+  if (isHeld && tail && tail.tokens > sharedPassMax * model.shape.limits.batchTokens) return 0;
+  return joinedTokens(tail, prompt, model);
+}
+
+/** When the next pass can begin. */
+export function freeMs({ tail }: PrefillPlan, nowMs: number): number {
+  return tail ? Math.max(tail.endMs, nowMs) : nowMs;
 }
 
 /** Tokens of the prompt that the tail takes; a pass that has begun takes none. */
@@ -178,7 +209,7 @@ function joinedTokens(
   return Math.min(uncachedTokens, model.shape.limits.batchTokens - tail.tokens);
 }
 
-function joinedEndMs(
+export function joinedEndMs(
   { startMs, tokens, attention }: PlannedPass,
   { cachedTokens }: PlannedPrompt,
   joined: number,
@@ -188,7 +219,7 @@ function joinedEndMs(
   return startMs + model.prefillMs(tokens + joined, attention + joinedAttention);
 }
 
-function joinTail(
+export function joinTail(
   tail: PlannedPass,
   prompt: PlannedPrompt,
   joined: number,
@@ -203,12 +234,13 @@ function joinTail(
   if (tail.endMs > tail.keepMs) tail.keepMs = Number.POSITIVE_INFINITY;
 }
 
-/** The passes of a prompt behind those it joined. */
-function appendPasses(
+/** The passes of a prompt behind those it joined; the last one is written `into` the given one. */
+export function appendPasses(
   plan: PrefillPlan,
   { nowMs, uncachedTokens, cachedTokens }: PlannedPrompt,
   joined: number,
   model: WorkerLatency,
+  into: PlannedPass = newPass(),
 ): void {
   const { tail } = plan;
   const { batchTokens } = model.shape.limits;
@@ -216,22 +248,25 @@ function appendPasses(
   const context = cachedTokens + joined;
   const tokens = ((rest - 1) % batchTokens) + 1;
   const full = rest - tokens;
-  const freeMs = tail ? Math.max(tail.endMs, nowMs) : nowMs;
-  const startMs = full > 0 ? freeMs + passesMs(model, full, context) : freeMs;
-  const attention = tokens * (context + full + tokens / 2);
-  const before = tail?.done ?? { passes: 0, tokens: 0, attention: 0 };
-  plan.tail = {
-    startMs,
-    endMs: startMs + model.prefillMs(tokens, attention),
-    tokens,
-    attention,
-    keepMs: Number.POSITIVE_INFINITY,
-    done: {
-      passes: before.passes + full / batchTokens + 1,
-      tokens: before.tokens + rest,
-      attention: before.attention + rest * (context + rest / 2),
-    },
-  };
+  const free = freeMs(plan, nowMs);
+  const { done } = into;
+  const before = tail?.done ?? noWork;
+  done.passes = before.passes + full / batchTokens + 1;
+  done.tokens = before.tokens + rest;
+  done.attention = before.attention + rest * (context + rest / 2);
+  into.startMs = full > 0 ? free + passesMs(model, full, context) : free;
+  into.tokens = tokens;
+  into.attention = tokens * (context + full + tokens / 2);
+  into.endMs = into.startMs + model.prefillMs(tokens, into.attention);
+  into.keepMs = Number.POSITIVE_INFINITY;
+  plan.tail = into;
+}
+
+const noWork: PlannedWork = { passes: 0, tokens: 0, attention: 0 };
+
+export function newPass(): PlannedPass {
+  const done = { passes: 0, tokens: 0, attention: 0 };
+  return { startMs: 0, endMs: 0, tokens: 0, attention: 0, keepMs: Number.POSITIVE_INFINITY, done };
 }
 
 /** Time of `tokens` > 0 of one prompt behind `context` in passes of their own, the last one partly. */

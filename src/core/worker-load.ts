@@ -58,6 +58,8 @@ export interface Booking {
   readonly expectedPrefillMs: number;
   /** When its first token is due; absent = it has no target. */
   readonly deadlineMs?: number | undefined;
+  /** Its dispatch can wait for its worker's turn. */
+  readonly mayWait?: boolean | undefined;
 }
 
 /** Told of every change of a booking, before the columns follow. */

@@ -47,7 +47,8 @@ export function startLatencyTables(
   const { role, blockSize, config, random, metrics } = options;
   if (config.routerCostMode !== "latency") return undefined;
   const outputTokensAtStart = config.routerExpectedOutputTokens;
-  const book = new LatencyBook({ role, blockSize, load, random, outputTokensAtStart });
+  const holds = config.routerFitHolds && config.routerFitKeepsPromises;
+  const book = new LatencyBook({ role, blockSize, load, random, outputTokensAtStart, holds });
   const shapes = new Map<string, Shape>();
   const shapesByWorker = new Map<string, Shape>();
   const weights = {
@@ -59,6 +60,7 @@ export function startLatencyTables(
     latencyShare: config.routerFitLatencyShare,
     frontShare: config.routerFitFrontShare,
     keepsPromises: config.routerFitKeepsPromises,
+    holds,
   };
   const cost = { book, weights, gpus: config.routerGpusPerWorker, fit };
   const added = ({ inst, card, slots }: PoolWorker): void => {

@@ -3,7 +3,7 @@
  * one step. A booking is made by `plan` and freed once, by whichever of its ends comes first.
  *
  *   admit ─query─▶ plan ─booked─▶ first_output ─▶ progress … ─▶ ended: freed
- *                   ▲                │
+ *                   ▲  └─ held: booked, sent by a later plan
  *                   └─ attemptFailed: freed, worker left out from here on
  */
 import type { Clock } from "../base/clock.ts";
@@ -16,6 +16,7 @@ import type { Dispatch, HopDecision, RequestBody } from "../protocol/requests.ts
 import { controlSubject, generateSubject } from "../protocol/subjects.ts";
 import type { DispatchEntry, DispatchPolicy, EndCause, Plan } from "../runtime/dispatch-policy.ts";
 import { type Admission, type Admittance, go, newAdmittance } from "./admission.ts";
+import type { HeldDispatch } from "./held-dispatch.ts";
 import type { LocalMetrics, LocalSeries, WorkerSeries } from "./local-metrics.ts";
 import { isQueryOnly } from "./query-only.ts";
 import type { BookingListener } from "./replica-sync.ts";
@@ -41,6 +42,8 @@ export interface LocalPolicyOptions {
   readonly choice: WorkerChoice;
   /** Absent when no request ever waits. */
   readonly admission: Admission | undefined;
+  /** Absent when requests go to their workers as they come. */
+  readonly held: HeldDispatch | undefined;
   readonly load: WorkerLoad;
   /** Learns from streams; undefined in cost mode `blocks`. */
   readonly latency: LatencyBook | undefined;
@@ -111,7 +114,7 @@ function admit(policy: Policy, { envelope, body, prompt }: Dispatch): LocalReque
   policy.series.isl.observe(query.islTokens);
   const tried: string[] = [];
   return {
-    query,
+    query: { ...query, mayWait: true },
     tried,
     admittance: newAdmittance(query, { avoid: envelope.avoid, tried }, startMs),
     booking: undefined,
@@ -123,7 +126,15 @@ function admit(policy: Policy, { envelope, body, prompt }: Dispatch): LocalReque
 
 function plan(policy: Policy, entry: Entry): Plan {
   const { state, envelope } = entry;
-  const { query, lastError, tried } = state;
+  const { lastError, tried, booking: held } = state;
+  if (held) {
+    const turn = policy.held?.ask(held.key) ?? go;
+    if (turn.type === "wait") return turn;
+    if (turn.type === "go") return send(policy, entry, held);
+    release(policy, state, "worker_lost");
+  }
+  // Who waited for a worker that left has less time for the next.
+  const query = held ? withElapsed(policy, entry) : state.query;
   const pinned = query.constraints.pinnedWorkerId !== undefined;
   if (lastError && (pinned || !lastError.retryable || tried.length >= offersMax)) {
     return refuse(policy, lastError);
@@ -138,19 +149,31 @@ function plan(policy: Policy, entry: Entry): Plan {
     const error = choice.code === "no_endpoints" ? lastError : undefined;
     return refuse(policy, error ?? refusalError(choice));
   }
-  state.booking = { key, worker: choice };
+  const booking = { key, worker: choice };
+  state.booking = booking;
   if (entry.prompt?.type === "hashes" && !takesHashes(policy, choice)) {
     return refuse(policy, new TiergridError("prompt_needed", "the worker takes tokens only"));
   }
   policy.series.hitRate.observe(choice.overlapBlocks / choice.requiredBlocks);
-  const { workerId } = choice;
+  const turn = policy.held?.ask(key) ?? go;
+  return turn.type === "wait" ? turn : send(policy, entry, booking);
+}
+
+function withElapsed({ clock }: Policy, { state: { query }, receivedMs }: Entry): RouteQuery {
+  const { fitTargetMs } = query;
+  if (fitTargetMs === undefined) return query;
+  return { ...query, fitTargetMs: Math.max(1, fitTargetMs - (clock.nowMs() - receivedMs)) };
+}
+
+function send(policy: Policy, entry: Entry, { key, worker }: LocalBooking): Plan {
+  const { workerId, dpRank } = worker;
   return {
     type: "send",
     inst: workerId,
     subject: generateSubject("w", workerId),
     control: controlSubject("w", workerId),
-    body: bodyFor(entry.body, choice.dpRank),
-    decision: decisionOf(policy, key, choice),
+    body: bodyFor(entry.body, dpRank),
+    decision: decisionOf(policy, key, worker),
     progress: policy.rules.config.routerTrackOutputBlocks || policy.latency !== undefined,
   };
 }
@@ -265,6 +288,7 @@ function release(policy: Policy, state: LocalRequest, by: EndCause | "failed"): 
   const { booking } = state;
   if (!booking) return;
   state.booking = undefined;
+  policy.held?.leave(booking.key);
   policy.bookings.freed(booking.key);
   const freed = policy.load.free(booking.key, policy.clock.nowMs());
   if (freed === "ok") policy.metrics.counter("tiergrid_bookings_freed_total", { by }).add();

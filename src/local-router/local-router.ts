@@ -37,6 +37,7 @@ import {
 } from "./durable-mode.ts";
 import { createEventIntake, type HolderStates } from "./event-intake.ts";
 import { collectEventsAtScrape } from "./event-metrics.ts";
+import { startHeldDispatch } from "./held-dispatch.ts";
 import { type HeldIntake, holdIntake } from "./held-intake.ts";
 import { type LatencyTables, startLatencyTables } from "./latency-tables.ts";
 import {
@@ -164,9 +165,10 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
   const serving = servingLatch(options, directory);
   const perWorker = workerSeries(metrics, options.role);
   const { namespace } = endpoint;
+  const held = startHeldDispatch({ clock, load, directory, metrics }, latency?.cost.book);
   const policy = createLocalPolicy({
     ...{ inst, namespace, clock, metrics, series, serving, choice, load, directory, bookings },
-    admission,
+    ...{ admission, held },
     latency: latency?.cost.book,
     rules: options,
     workerSeries: perWorker,
@@ -212,6 +214,7 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
     },
     async drain(graceMs) {
       presence.drain();
+      held?.sendAll();
       await dispatcher.drain(graceMs);
     },
     async close() {

@@ -38,6 +38,8 @@ export interface RouteQuery {
   readonly expectedOutputTokens: number | undefined;
   /** Compare workers by their fit to this target; only in cost mode `latency`. */
   readonly fitTargetMs: number | undefined;
+  /** Whoever routes it can wait with its dispatch. */
+  readonly mayWait?: boolean;
   /** Higher goes first in the queue, whatever else is said. */
   readonly strictPriority: number;
   /** Seconds that the request counts as older in the queue. */

@@ -71,6 +71,7 @@ export function createWorkerChoice(context: ChoiceContext, askRandom: Random): W
     promptHashes: query.promptHashes,
     expectedOutputTokens: query.expectedOutputTokens,
     fitTargetMs: query.fitTargetMs,
+    mayWait: query.mayWait,
     settings: query.settings,
   });
   return {

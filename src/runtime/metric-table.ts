@@ -141,6 +141,8 @@ export const localRouterMetrics = {
   tiergrid_index_blocks: gauge("(worker, block) pairs in the index"),
   tiergrid_index_bytes_estimate: gauge("Bytes of the index tables"),
   tiergrid_index_bytes_per_block: gauge("Bytes of the index tables per (worker, block) pair"),
+  tiergrid_held_requests: gauge("Booked requests that wait for their turn at their worker"),
+  tiergrid_hold_seconds: histogram("How long those waited that were held", buckets.ttft),
   dynamo_frontend_router_queue_pending_requests: gauge("Requests that wait for room", queueLabels),
   dynamo_frontend_router_queue_pending_isl_tokens: gauge("Their prompt tokens", queueLabels),
   dynamo_frontend_router_queue_pending_cached_tokens: gauge(

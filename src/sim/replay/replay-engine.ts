@@ -19,6 +19,8 @@ export class ReplayEngine {
   readonly worker: number;
   /** When its pass ends, or when it wakes; `Infinity` = idle. */
   dueMs: number = Number.POSITIVE_INFINITY;
+  /** When the router sends the next request it holds; `Infinity` = none waits for its time. */
+  wakeMs: number = Number.POSITIVE_INFINITY;
   /** Order of steps due at one instant. */
   turn = 0;
   pass: MockPass | undefined;

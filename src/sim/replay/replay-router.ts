@@ -8,7 +8,7 @@
 import { TiergridError } from "../../base/errors.ts";
 import { mulberry32, type Random } from "../../base/random.ts";
 import { choiceSettings, defaultKvRouterConfig } from "../../config/kv-router-config.ts";
-import type { FitRules } from "../../core/best-fit.ts";
+import { defaultFit, type FitRules } from "../../core/best-fit.ts";
 import {
   type ChoiceRequest,
   type ChoiceSettings,
@@ -64,6 +64,14 @@ export interface ReplayArrival extends PolicyRequest {
   readonly key: string;
   /** Target that the worker has to fit best, where choices are priced in milliseconds. */
   readonly fitTargetMs?: number | undefined;
+  /** It may be held for its turn: sent when `nextHeld` says so. */
+  readonly mayWait?: boolean;
+}
+
+/** A request that the router holds. */
+export interface HeldArrival {
+  readonly key: string;
+  readonly atMs: number;
 }
 
 interface LateEvent {
@@ -197,6 +205,21 @@ export class ReplayRouter {
     return this.#load.activeRequests.subarray(0, this.#views.count).reduce((a, b) => a + b, 0);
   }
 
+  isHeld(key: string): boolean {
+    return this.#tables.latency?.isHeld(key) ?? false;
+  }
+
+  /** What is sent next to a worker; undefined = nothing is held for it. */
+  nextHeld(worker: number, nowMs: number): HeldArrival | undefined {
+    const key = this.#tables.latency?.nextHeld(worker);
+    if (key === undefined) return undefined;
+    return { key, atMs: this.#tables.latency?.releaseAtMs(key, nowMs) ?? nowMs };
+  }
+
+  release(key: string, nowMs: number): void {
+    this.#tables.latency?.release(key, nowMs);
+  }
+
   firstToken(key: string, nowMs: number, cachedTokens: number): void {
     this.#load.markPrefillCompleted(key, nowMs, cachedTokens);
   }
@@ -285,7 +308,7 @@ export class ReplayRouter {
     throw new TiergridError("internal_error", `replay: no worker was chosen: ${choice.code}`);
   }
 
-  #requestOf({ key, nowMs, inputTokens, sequence, fitTargetMs }: ReplayArrival): ChoiceRequest {
+  #requestOf({ key, nowMs, inputTokens, sequence, ...more }: ReplayArrival): ChoiceRequest {
     return {
       key,
       nowMs,
@@ -295,7 +318,8 @@ export class ReplayRouter {
       privateBlocks: this.#privateBlocks,
       overlap: { device: this.#depths },
       constraints: noConstraints,
-      fitTargetMs,
+      fitTargetMs: more.fitTargetMs,
+      mayWait: more.mayWait,
       settings: this.#settings,
     };
   }
@@ -350,7 +374,8 @@ function tablesOf(
   const believed = kind.sharesCache ? engine.perf : (profile ?? engine.perf);
   const shape = new ShapeLatency(believed, limits, false, kind.learns ?? true);
   const random = mulberry32(seed + 2);
-  const book = new LatencyBook({ role, blockSize, load, random, plans: kind.plans });
+  const { holds } = fit ?? defaultFit;
+  const book = new LatencyBook({ role, blockSize, load, random, plans: kind.plans, holds });
   for (const slot of workerIds.keys()) book.addHolder(slot, shape);
   return latencyChoiceTables(roster, load, { book, weights: weights ?? kind.latency, gpus, fit });
 }

@@ -2,11 +2,12 @@
  * One run of a trace against pools of mock engines, in virtual time and without a bus.
  *
  *   arrivals (heap) ─▶ pool ─▶ router chooses ─▶ engine waits ─▶ passes ─▶ tokens ─▶ ReplayRun
- *        ▲                        ▲ KV events, first tokens, ends, load ──┘            │
+ *        ▲                     and may hold       │
+ *        │                        ▲ KV events, first tokens, ends, load ──┘            │
  *        └────────────── the next turn of a session, `delay` after the end ────────────┘
  *
  * Steps run in (time, order of scheduling); arrivals of an instant before the engines of it, so that
- * an idle engine takes all requests of one instant into its first pass.
+ * an idle engine takes all requests of one instant into its first pass, and held ones before both.
  */
 import type { Clock } from "../../base/clock.ts";
 import type { FitRules } from "../../core/best-fit.ts";
@@ -95,6 +96,11 @@ export function replay(options: ReplayOptions): ReplayRun {
   const { arrivals, run } = loop;
   for (;;) {
     const engine = earliest(loop.engines);
+    const woken = earliestWake(loop.engines);
+    if (woken && woken.wakeMs <= Math.min(arrivals.nextMs, engine.dueMs)) {
+      sendHeld(loop, woken, woken.wakeMs);
+      continue;
+    }
     if (arrivals.nextMs <= engine.dueMs) {
       if (arrivals.size === 0) break;
       const nowMs = arrivals.nextMs;
@@ -154,6 +160,16 @@ function earliest(engines: readonly ReplayEngine[]): ReplayEngine {
   return first;
 }
 
+/** The engine whose next held request is sent first; undefined = none waits for its time. */
+function earliestWake(engines: readonly ReplayEngine[]): ReplayEngine | undefined {
+  let first: ReplayEngine | undefined;
+  for (let at = 0; at < engines.length; at++) {
+    const engine = engines[at] as ReplayEngine;
+    if (engine.wakeMs < (first?.wakeMs ?? Number.POSITIVE_INFINITY)) first = engine;
+  }
+  return first;
+}
+
 function arrive(loop: Loop, place: number, nowMs: number): void {
   const { options, run, keys } = loop;
   const { trace, stopwatch } = options;
@@ -168,13 +184,33 @@ function arrive(loop: Loop, place: number, nowMs: number): void {
   if (!pick) return;
   const { pool, fitTargetMs } = pick;
   const router = loop.routers[pool] as ReplayRouter;
-  const worker = router.choose({ ...arrival, fitTargetMs });
+  const worker = router.choose({ ...arrival, fitTargetMs, mayWait: true });
   if (stopwatch) run.decisionMs.push(stopwatch.nowMs() - startMs);
   const engine = loop.engines[(loop.firstEngine[pool] ?? 0) + worker] as ReplayEngine;
   if (options.predictions) run.predictedMs[place] = router.predictedMs;
   if (Number.isNaN(run.arrivalMs[place])) run.arrivalMs[place] = nowMs;
   run.pool[place] = pool;
   run.worker[place] = worker;
+  if (router.isHeld(key)) sendHeld(loop, engine, nowMs);
+  else submit(loop, engine, place, nowMs);
+}
+
+/** Sends what the router holds for the engine and is due there; says when the next one is. */
+function sendHeld(loop: Loop, engine: ReplayEngine, nowMs: number): void {
+  const router = loop.routers[engine.pool] as ReplayRouter;
+  for (;;) {
+    const next = router.nextHeld(engine.worker, nowMs);
+    engine.wakeMs = next ? next.atMs : Number.POSITIVE_INFINITY;
+    if (!next || next.atMs > nowMs) return;
+    router.release(next.key, nowMs);
+    submit(loop, engine, Number(next.key), nowMs);
+  }
+}
+
+function submit(loop: Loop, engine: ReplayEngine, place: number, nowMs: number): void {
+  const { run, keys, options } = loop;
+  const { trace } = options;
+  const sequence = trace.sequences[place] as Uint32Array;
   const { workerType } = engine.core.config;
   const prefillOnly = workerType === "prefill";
   // A prompt that was computed elsewhere comes with its first token.
@@ -184,7 +220,7 @@ function arrive(loop: Loop, place: number, nowMs: number): void {
   const submitted = engine.core.submit({
     key: place,
     arrivedAtMs: nowMs,
-    promptTokens: inputTokens,
+    promptTokens: trace.inputTokens[place] as number,
     maxOutputTokens: outputTokens,
     sequenceHashes: sequence,
     localHashes: sequence,
@@ -193,7 +229,8 @@ function arrive(loop: Loop, place: number, nowMs: number): void {
   });
   if (typeof submitted === "string") {
     run.rejected++;
-    router.ended(key, 0, nowMs);
+    const router = loop.routers[engine.pool] as ReplayRouter;
+    router.ended(keys[place] as string, 0, nowMs);
     followUp(loop, place, nowMs);
   } else if (engine.dueMs === Number.POSITIVE_INFINITY) {
     engine.dueMs = nowMs;
@@ -232,6 +269,7 @@ function step(loop: Loop, engine: ReplayEngine): void {
   const nowMs = engine.dueMs;
   const router = loop.routers[engine.pool] as ReplayRouter;
   if (engine.pass) endPass(loop, router, engine, nowMs);
+  sendHeld(loop, engine, nowMs);
   engine.passStartMs = nowMs;
   const pass = engine.core.startPass(nowMs);
   engine.pass = pass;

@@ -2,7 +2,7 @@
 import type { Random } from "../../base/random.ts";
 import type { HashRing } from "./hash-ring.ts";
 import type { Policy, PolicyRequest, WorkerViews } from "./policies.ts";
-import { leastLoaded, lowest } from "./policies.ts";
+import { lowest } from "./policies.ts";
 
 export interface RingSettings {
   /** Blocks of the prompt that make the key. */
@@ -65,7 +65,7 @@ export function sglang(settings: SglangSettings): Policy {
     isImbalanced(settings, views)
       ? leastProcessed(views, random)
       : (longestMatch(settings, request, views, exactMatches(views), random) ??
-        leastLoaded(request, views, random));
+        leastProcessed(views, random));
 }
 
 /** What a router believes its workers have. */
@@ -94,7 +94,7 @@ export function sglangApproximate(settings: SglangSettings, blocksMax: number): 
     const worker = isImbalanced(settings, views)
       ? leastProcessed(views, random)
       : (longestMatch(settings, request, views, { matched, held }, random) ??
-        leastLoaded(request, views, random));
+        leastProcessed(views, random));
     remember(sent[worker], names, blocksMax);
     return worker;
   };

@@ -132,6 +132,13 @@ it("leaves affinity when loads differ by both limits", () => {
   expect(sglang(settings)(prompt, viewsOf([32, 0], [2, 0]), random)).toBe(0);
 });
 
+it("takes the least loaded worker that was given the fewest requests when no match counts", () => {
+  const settings = { balanceAbs: 32, balanceRel: 1.1, matchAbove: 0.5 };
+  const views = { ...viewsOf([4, 2, 2, 2]), processed: Float64Array.from([0, 9, 7, 8]) };
+  expect(sglang(settings)(promptOf([1n, 2n]), views, random)).toBe(2);
+  expect(sglangApproximate(settings, 3)(promptOf([1n, 2n]), views, random)).toBe(2);
+});
+
 it("remembers what it sent where, and forgets the least recent blocks", () => {
   const settings = { balanceAbs: 32, balanceRel: 1.1, matchAbove: 0.5 };
   const policy = sglangApproximate(settings, 3);

@@ -12,6 +12,7 @@ import {
   ask,
   bodyOf,
   type Dispatcher,
+  expectQuiet,
   newRig,
   promptOf,
   type Rig,
@@ -63,20 +64,6 @@ function hearHeartbeats({ bus }: Rig): Heartbeat[] {
     if (beat) heard.push(beat);
   });
   return heard;
-}
-
-/** Only what belongs to the owner's and the bus's own upkeep may be left on the clock. */
-async function expectQuiet({ clock, owner }: Rig, workers: readonly RigWorker[]): Promise<void> {
-  for (const { worker } of workers) await worker.close();
-  owner.close();
-  await clock.runFor(11_000);
-  expect(clock.pending()).toBe(0);
-  for (const { worker, engine } of workers) {
-    expect(worker.active()).toBe(0);
-    for (const load of engine.load()) {
-      expect(load).toMatchObject({ running: 0, waiting: 0, activeBlocks: 0 });
-    }
-  }
 }
 
 it("gives an attempt that died before output back to the nearest dispatcher, silently", async () => {

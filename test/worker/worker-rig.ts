@@ -2,6 +2,7 @@
  * Workers with mock engines, an owner and a scripted dispatcher on the in-process bus, under one
  * manual clock. A decode step takes 5 ms plus 1 ms per sequence, a prefill 10 ms plus 1 ms a token.
  */
+import { expect } from "vitest";
 import { ManualClock } from "../../src/base/clock.ts";
 import type { TiergridError } from "../../src/base/errors.ts";
 import { mulberry32 } from "../../src/base/random.ts";
@@ -54,7 +55,26 @@ export function newRig(): Rig {
   const random = mulberry32(1);
   const network = createMemoryNetwork({ clock, random });
   const bus = network.connect({ role: "fe" });
-  return { clock, network, bus, owner: createStreamOwner({ bus, clock, random }) };
+  const promptHashing = { hasher, minTokens: 1 };
+  return { clock, network, bus, owner: createStreamOwner({ bus, clock, random, promptHashing }) };
+}
+
+/** Only what belongs to the owner's and the bus's own upkeep may be left on the clock. */
+export async function expectQuiet(
+  { clock, owner }: Rig,
+  workers: readonly RigWorker[],
+): Promise<void> {
+  expect(owner.promptsHeld).toBe(0);
+  for (const { worker } of workers) await worker.close();
+  owner.close();
+  await clock.runFor(11_000);
+  expect(clock.pending()).toBe(0);
+  for (const { worker, engine } of workers) {
+    expect(worker.active()).toBe(0);
+    for (const load of engine.load()) {
+      expect(load).toMatchObject({ running: 0, waiting: 0, activeBlocks: 0 });
+    }
+  }
 }
 
 /** Engine blocks hold 4 tokens. */
@@ -123,10 +143,13 @@ export interface Ask {
   readonly body: RequestBody;
   readonly phase?: Phase;
   readonly migrations?: number;
+  /** The prompt travels as hashes of 4-token blocks. */
+  readonly hashed?: boolean;
 }
 
 /** Asks the first worker that is not to be avoided. */
-export function ask({ owner }: Rig, { workers, tokens, body, phase, migrations = 0 }: Ask): Answer {
+export function ask({ owner }: Rig, asked: Ask): Answer {
+  const { workers, tokens, body, phase, migrations = 0, hashed = false } = asked;
   const answer = {
     tokens: [] as number[],
     outputs: [] as EngineOutput[],
@@ -137,7 +160,8 @@ export function ask({ owner }: Rig, { workers, tokens, body, phase, migrations =
     route: (avoid) => {
       const inst = workers.map(({ worker }) => worker.inst).find((one) => !avoid.includes(one));
       if (inst === undefined) return undefined;
-      return { inst, subject: generateSubject("w", inst), control: controlSubject("w", inst) };
+      const [subject, control] = [generateSubject("w", inst), controlSubject("w", inst)];
+      return { inst, subject, control, promptHashes: hashed ? 4 : undefined };
     },
     phase: phase ?? "aggregated",
     body,

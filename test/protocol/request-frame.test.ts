@@ -75,7 +75,9 @@ it("reads back every dispatch from a frame, at any byte offset, and from JSON", 
 });
 
 it("gives only invalid_request for hostile bytes", () => {
-  const frame = encodeDispatch(fc.sample(anyDispatch, { seed: 1, numRuns: 1 })[0]!);
+  const [dispatch] = fc.sample(anyDispatch, { seed: 1, numRuns: 1 });
+  const frame = encodeDispatch(dispatch!);
+  const hashes = encodeDispatch(hashed(dispatch!, 4));
   const mutated = fc
     .array(fc.tuple(fc.nat({ max: frame.length - 1 }), fc.nat({ max: 255 })), { maxLength: 8 })
     .map((changes) => {
@@ -83,9 +85,16 @@ it("gives only invalid_request for hostile bytes", () => {
       for (const [at, value] of changes) bytes[at] = value;
       return bytes;
     });
+  const mutatedHashes = fc
+    .array(fc.tuple(fc.nat({ max: hashes.length - 1 }), fc.nat({ max: 255 })), { maxLength: 8 })
+    .map((changes) => {
+      const bytes = Uint8Array.from(hashes);
+      for (const [at, value] of changes) bytes[at] = value;
+      return bytes;
+    });
   const cut = fc.nat({ max: frame.length }).map((length) => frame.slice(0, length));
   fc.assert(
-    fc.property(fc.oneof(fc.uint8Array(), mutated, cut), (bytes) => {
+    fc.property(fc.oneof(fc.uint8Array(), mutated, mutatedHashes, cut), (bytes) => {
       try {
         read(bytes);
       } catch (error) {
@@ -95,6 +104,61 @@ it("gives only invalid_request for hostile bytes", () => {
     }),
     { numRuns: 2000 },
   );
+});
+
+/** The dispatch with its tokens replaced by hashes of blocks of `blockSize`. */
+function hashed(dispatch: TokenDispatch, blockSize: number): Dispatch {
+  const islTokens = dispatch.prompt.tokens.length;
+  const localHashes = new Uint32Array(2 * Math.floor(islTokens / blockSize)).fill(islTokens);
+  const envelope = { ...dispatch.envelope, promptFrom: "_R.fe.k3x9.p" };
+  return { ...dispatch, envelope, prompt: { type: "hashes", islTokens, blockSize, localHashes } };
+}
+
+it("reads back a prompt as hashes, at any byte offset, and passes its body on as it came", () => {
+  const blockSizes = fc.integer({ min: 1, max: 65_535 });
+  fc.assert(
+    fc.property(anyDispatch, blockSizes, fc.nat({ max: 7 }), (dispatch, blockSize, by) => {
+      const sent = hashed(dispatch, blockSize);
+      const frame = encodeDispatch(sent);
+      expect(read(shifted(frame, by))).toEqual(sent);
+      const { dispatch: came, bodyText } = readDispatch({ payload: frame, reply }, mulberry32(1));
+      expect(encodeDispatch(came, bodyText)).toEqual(frame);
+    }),
+    { seed: 5 },
+  );
+});
+
+it("refuses hashes without their source, their block size, or one hash a full block", () => {
+  const [dispatch] = fc.sample(anyDispatch, { seed: 6, numRuns: 1 });
+  const tokens = new Uint32Array(70);
+  const sent = hashed({ ...dispatch!, body: {}, prompt: { type: "tokens", tokens } }, 16);
+  const frame = encodeDispatch(sent);
+  expect(read(frame)).toEqual(sent);
+  const { envelope, ...rest } = sent;
+  const { promptFrom: _, ...without } = envelope;
+  expect(() => read(encodeDispatch({ ...rest, envelope: without }))).toThrow(
+    "tiergrid.prompt_from must be given with a prompt as hashes",
+  );
+  const planted = { ...envelope, promptFrom: "tg.w.a.ctl" };
+  expect(() => read(encodeDispatch({ ...rest, envelope: planted }))).toThrow(
+    "tiergrid.prompt_from must be an inbox subject",
+  );
+  const changed = (at: number, value: number, bytes = 4): Uint8Array => {
+    const other = Buffer.from(frame);
+    other.writeUIntLE(value, at, bytes);
+    return other;
+  };
+  expect(() => read(changed(36, 0, 2))).toThrow("hashes with their block size, got 0");
+  expect(() => read(changed(36, 32, 2))).toThrow("2 hashes for 70 tokens in blocks of 32, got 4");
+  expect(() => read(changed(4, 80))).toThrow("5 hashes for 80 tokens in blocks of 16, got 4");
+  expect(() => read(changed(4, 0))).toThrow("at least one token, got none");
+  expect(() => read(changed(3, 3, 1))).toThrow("frame kind 1 (tokens) or 2 (hashes), got 3");
+  for (let bytes = 2; bytes < frame.length + 9; bytes++) {
+    if (bytes === frame.length) continue;
+    const other = new Uint8Array(bytes);
+    other.set(frame.subarray(0, bytes));
+    expect(() => read(other), `${bytes} bytes`).toThrow("a request must be");
+  }
 });
 
 it("takes the reply subject of a plain client as its JSON stream", () => {

@@ -5,7 +5,8 @@
  *   after(30) at 12 ─┐
  *   after(20) at 25 ─┴─▶ at 50: one timer of the clock below; both fire, in the order of the calls
  *
- * A timer is up to a tick late, never early; one of 0 ms fires after the current task, as below.
+ * A timer is less than a tick late, and never early, but one that a firing timer sets counts from the
+ * tick and not from its delay: periods keep their length. One of 0 ms fires after the current task.
  */
 import type { CancelTimer, Clock } from "./clock.ts";
 
@@ -24,6 +25,8 @@ export function tickClock(
   onTick: (lateMs: number) => void = () => {},
 ): Clock {
   const ticks = new Map<number, Tick>();
+  /** Time of the tick that is firing. */
+  let firingMs: number | undefined;
   const tickAt = (number: number): Tick => {
     const known = ticks.get(number);
     if (known) return known;
@@ -33,7 +36,9 @@ export function tickClock(
       ticks.delete(number);
       // A timer may be a fraction of a millisecond early.
       onTick(Math.max(0, clock.nowMs() - number * tickMs));
+      firingMs = number * tickMs;
       for (const { fire } of tick.fires) fire();
+      firingMs = undefined;
     });
     return tick;
   };
@@ -42,7 +47,7 @@ export function tickClock(
     wallMs: () => clock.wallMs(),
     after(delayMs, fire) {
       if (delayMs <= 0) return clock.after(delayMs, fire);
-      const number = Math.ceil((clock.nowMs() + delayMs) / tickMs);
+      const number = Math.ceil(((firingMs ?? clock.nowMs()) + delayMs) / tickMs);
       const tick = tickAt(number);
       const timer = { fire };
       tick.fires.add(timer);

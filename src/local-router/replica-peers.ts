@@ -353,8 +353,9 @@ function resume(peers: Peers, peer: Peer, seq: number, kept: SequenceFrame[]): v
 function sweep(peers: Peers): void {
   const nowMs = peers.clock.nowMs();
   for (const peer of [...peers.peers.values()]) {
-    if (!peers.gate.open) peer.heardMs = nowMs;
-    else if (nowMs - peer.heardMs > peerSilenceMs) forget(peers, peer, "silence");
+    if (nowMs - peer.heardMs <= peerSilenceMs) continue;
+    if (peers.gate.open) forget(peers, peer, "silence");
+    else peer.heardMs = nowMs;
   }
 }
 

@@ -323,21 +323,25 @@ function sweepWhenDue(watch: Watch): CancelTimer {
  */
 function sweep(watch: Watch): number {
   const { suspectMs, goneMs, memoryMs, sweepMs } = leaseTiming;
-  if (!watch.gate.open) return sweepMs;
   const nowMs = watch.clock.nowMs();
   let leastLeftMs: number = suspectMs;
   for (const [inst, lease] of watch.leases) {
     const silentMs = nowMs - lease.leaseFromMs;
     if (lease.gone) {
       if (nowMs - lease.sinceMs > memoryMs) watch.leases.delete(inst);
-    } else if (silentMs > goneMs) fall(watch, lease, "gone");
+    } else if (silentMs > limitMsOf(lease) && !watch.gate.open) return sweepMs;
+    else if (silentMs > goneMs) fall(watch, lease, "gone");
     else if (silentMs > suspectMs && lease.health === "ready") fall(watch, lease, "suspect");
-    const limitMs = lease.health === "ready" ? suspectMs : goneMs;
-    const leftMs = lease.gone ? lease.sinceMs + memoryMs - nowMs : limitMs - silentMs;
+    const leftMs = lease.gone ? lease.sinceMs + memoryMs - nowMs : limitMsOf(lease) - silentMs;
     leastLeftMs = Math.min(leastLeftMs, leftMs);
   }
   // A lease runs out beyond its limit, not at it.
   return Math.max(sweepMs, leastLeftMs + 1);
+}
+
+/** Silence that a lease may have before it falls. */
+function limitMsOf({ health }: Lease): number {
+  return health === "ready" ? leaseTiming.suspectMs : leaseTiming.goneMs;
 }
 
 function fall(watch: Watch, lease: Lease, to: "suspect" | "gone"): void {

@@ -28,6 +28,8 @@ export const bookLimits = {
   entriesMax: 65_536,
   /** Two missed 5 s lists of active requests, and slack. */
   lostAfterMs: 12_000,
+  /** Silence beyond one list: from here on it is asked whether our own bus is in doubt. */
+  quietAfterMs: 6_000,
 } as const;
 
 export class DispatchBook<State> {
@@ -43,6 +45,8 @@ export class DispatchBook<State> {
   };
   readonly #policy: DispatchPolicy<State>;
   readonly #level: "global" | "local";
+  /** The last sweep found our own bus in doubt. */
+  #inDoubt = false;
 
   constructor(policy: DispatchPolicy<State>, level: "global" | "local") {
     this.#policy = policy;
@@ -160,10 +164,12 @@ export class DispatchBook<State> {
   }
 
   /** Frees what no sign has named for too long; while the gate is closed silence proves nothing. */
-  sweep(nowMs: number, gateOpen: boolean): void {
-    for (const entry of [...this.entries.values()]) {
-      if (entry.phase === "open") continue;
-      if (!gateOpen) entry.lastSeenMs = nowMs;
+  sweep(nowMs: number, gate: { readonly open: boolean }): void {
+    const waiting = [...this.entries.values()].filter(({ phase }) => phase !== "open");
+    const isQuiet = waiting.some((entry) => nowMs - entry.lastSeenMs > bookLimits.quietAfterMs);
+    this.#inDoubt = (isQuiet || this.#inDoubt) && !gate.open;
+    for (const entry of waiting) {
+      if (this.#inDoubt) entry.lastSeenMs = nowMs;
       if (nowMs - entry.lastSeenMs > bookLimits.lostAfterMs) this.end(entry, "lost");
       else if (nowMs > entry.deadlineMs + bookLimits.lostAfterMs) this.end(entry, "deadline");
     }

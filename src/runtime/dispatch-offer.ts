@@ -65,6 +65,9 @@ export function encodeForward(
   return encodeDispatch(dispatch, plan.body === body ? bodyText : undefined);
 }
 
+/** Longer than the gate needs to see that an echo is overdue, and less than a reading of it counts. */
+const gateAskedMs = 250;
+
 /** The hop said it is still looking for a worker. */
 export type ExtendOffer = () => void;
 
@@ -79,11 +82,17 @@ export function offerDispatch(
   const giveUp = (): void => over.abort();
   if (signal.aborted) giveUp();
   signal.addEventListener("abort", giveUp, { once: true });
+  // The gate is asked early enough to know at the verdict whether our own way is in doubt.
+  const askedMs = Math.min(gateAskedMs, acceptTimeoutMs);
+  const unlessInDoubt = (next: () => void): void => {
+    if (gate.open) next();
+    else cancelTimer = armSilence();
+  };
+  const armVerdict = (): void => {
+    cancelTimer = clock.after(askedMs, () => unlessInDoubt(giveUp));
+  };
   const armSilence = (): CancelTimer =>
-    clock.after(acceptTimeoutMs, () => {
-      if (gate.open) giveUp();
-      else cancelTimer = armSilence();
-    });
+    clock.after(acceptTimeoutMs - askedMs, () => unlessInDoubt(armVerdict));
   let cancelTimer = armSilence();
   const end = (outcome: OfferOutcome): void => {
     cancelTimer();

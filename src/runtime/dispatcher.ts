@@ -91,7 +91,7 @@ export class Dispatcher<State> {
       bus.subscribe(this.#noticeSubject, (message) => this.#onNotice(message)),
     ];
     this.#cancelSweep = every(clock, dispatcherDefaults.sweepPeriodMs, () =>
-      this.#book.sweep(clock.nowMs(), options.gate.open),
+      this.#book.sweep(clock.nowMs(), options.gate),
     );
   }
 

@@ -1,14 +1,21 @@
 /**
  * Self-echo: is it the others that are silent, or is it our own way to the bus?
  *
- *   beat ──publish──▶ broker ──▶ echo         open:   last echo <= 300 ms old and connected
+ *   beat ──publish──▶ broker ──▶ echo         open:   connected, and no echo is overdue
  *                                             frozen: otherwise; silence of others means nothing
+ *
+ *   asked       beat ··100·· beat ··100·· beat      an echo is overdue 300 ms after the last one
+ *   unasked     beat ······500······ beat           700 ms after it, 200 ms after a beat
  *
  * While the gate is frozen nobody may be judged by silence; listeners of `onThaw` learn how long it
  * was, so that they can extend what they had granted. A pause of the event loop counts as frozen
- * time as well, because the echo is late by the same amount.
+ * time as well, because beat and echo are late by the same amount.
+ *
+ * Whoever reads `open` judges by silence, so it beats ten times a second from a reading on, until
+ * nobody has read for `askedMs`. What that leaves unseen while nobody reads, a freeze of less than
+ * 700 ms, takes less from a lease than its spare: 2.5 s, beats of at most 1.1 s.
  */
-import { type Clock, every } from "../base/clock.ts";
+import type { CancelTimer, Clock } from "../base/clock.ts";
 import type { Bus } from "./bus.ts";
 
 export interface EchoGate {
@@ -20,24 +27,38 @@ export interface EchoGate {
   stop(): void;
 }
 
-export const echoTiming = { periodMs: 100, staleAfterMs: 300, thawAfterMs: 400 } as const;
+export const echoTiming = {
+  periodMs: 100,
+  unaskedPeriodMs: 500,
+  /** From a beat, sent or due, to the echo that is overdue. */
+  overdueMs: 200,
+  /** A pause longer than this, from echo to echo, is told. */
+  thawAfterMs: 400,
+  /** How long a reading counts: whoever looks again and again does so within it. */
+  askedMs: 300,
+} as const;
 
 /** Starts beating; the gate is frozen until the first echo. */
 export function startEchoGate(bus: Bus, clock: Clock): EchoGate {
+  const { periodMs, unaskedPeriodMs, overdueMs, thawAfterMs, askedMs } = echoTiming;
   const subject = `${bus.inboxPrefix}.echo`;
   const listeners = new Set<(frozenMs: number) => void>();
   let lastEchoMs = clock.nowMs();
   let echoed = false;
-  const fresh = (): boolean =>
-    echoed && bus.state === "connected" && clock.nowMs() - lastEchoMs <= echoTiming.staleAfterMs;
-  const subscription = bus.subscribe(subject, () => {
-    const pauseMs = clock.nowMs() - lastEchoMs;
-    lastEchoMs = clock.nowMs();
-    echoed = true;
-    if (pauseMs <= echoTiming.thawAfterMs) return;
-    for (const listener of [...listeners]) listener(pauseMs);
-  });
+  let askedUntilMs = Number.NEGATIVE_INFINITY;
+  /** When the next beat is due, and when its echo, or one of an earlier beat, is overdue. */
+  let nextBeatMs = clock.nowMs();
+  let overdueAtMs = clock.nowMs();
+  let cancel: CancelTimer = () => {};
+  const isOpen = (): boolean => echoed && bus.state === "connected" && clock.nowMs() <= overdueAtMs;
   const beat = (): void => {
+    cancel();
+    const nowMs = clock.nowMs();
+    // Unasked beats keep to multiples of their period, beside what else a process does then.
+    const pauseMs = nowMs < askedUntilMs ? periodMs : unaskedPeriodMs - (nowMs % unaskedPeriodMs);
+    nextBeatMs = nowMs + pauseMs;
+    overdueAtMs = Math.min(overdueAtMs, nowMs + overdueMs);
+    cancel = clock.after(pauseMs, beat);
     if (bus.state !== "connected") return;
     try {
       bus.publish(subject, new Uint8Array(0), { traffic: "control" });
@@ -45,14 +66,32 @@ export function startEchoGate(bus: Bus, clock: Clock): EchoGate {
       // A beat that the bus refuses is an echo that does not come: the gate freezes by itself.
     }
   };
+  const subscription = bus.subscribe(subject, () => {
+    const nowMs = clock.nowMs();
+    // A longer pause between two beats is our own doing and no part of a freeze.
+    const frozenMs = Math.min(nowMs - lastEchoMs, nowMs - overdueAtMs + periodMs + overdueMs);
+    lastEchoMs = nowMs;
+    echoed = true;
+    overdueAtMs = nextBeatMs + overdueMs;
+    if (frozenMs <= thawAfterMs) return;
+    for (const listener of [...listeners]) listener(frozenMs);
+  });
+  const unlisten = bus.onState((state) => {
+    if (state === "connected") beat();
+  });
+  const asked = (): void => {
+    const nowMs = clock.nowMs();
+    askedUntilMs = nowMs + askedMs;
+    if (nextBeatMs > nowMs + periodMs) beat();
+  };
   beat();
-  const cancel = every(clock, echoTiming.periodMs, beat);
   return {
     get open() {
-      return fresh();
+      asked();
+      return isOpen();
     },
     get frozenSinceMs() {
-      return fresh() ? undefined : lastEchoMs;
+      return isOpen() ? undefined : lastEchoMs;
     },
     onThaw: (listener) => {
       listeners.add(listener);
@@ -60,6 +99,7 @@ export function startEchoGate(bus: Bus, clock: Clock): EchoGate {
     },
     stop: () => {
       cancel();
+      unlisten();
       subscription.unsubscribe();
     },
   };

@@ -4,8 +4,9 @@
  * and is checked at every dial, so that another version fails loudly.
  */
 import { type ConnectionOptions, connect, type Msg, type NatsConnection } from "nats";
-import type { Clock } from "../base/clock.ts";
+import { type CancelTimer, type Clock, every } from "../base/clock.ts";
 import { TiergridError } from "../base/errors.ts";
+import { tickClock } from "../base/tick-clock.ts";
 import type { BusMessage, PublishOptions } from "./bus.ts";
 import { greets } from "./nats-greeting.ts";
 import { NatsOutbox, type OutboxSocket } from "./nats-outbox.ts";
@@ -55,9 +56,11 @@ export interface NatsClient {
   destroy(): void;
 }
 
-/** Stale after the third unanswered ping: 1.5 s. */
-const pingIntervalMs = 500;
+/** Twice a second it is looked whether anything came; stale after two pings without an answer. */
+const lookPeriodMs = 500;
 const pingsOutMax = 2;
+/** The client's own pings would wake a process whose other messages show that the server lives. */
+const neverMs = 2 ** 31 - 1;
 const dialTimeoutMs = 2000;
 /** Announced cluster addresses that are remembered. */
 const clusterServersMax = 32;
@@ -85,15 +88,16 @@ export async function dialNats(options: DialOptions): Promise<NatsClient> {
     ...(options.inboxPrefix ? { inboxPrefix: options.inboxPrefix } : {}),
     reconnect: false,
     timeout: dialTimeoutMs,
-    pingInterval: pingIntervalMs,
-    maxPingOut: pingsOutMax,
+    pingInterval: neverMs,
     noAsyncTraces: true,
   });
   const internal = internals(connection);
   const outbox = new NatsOutbox(() => internal.transport.socket, clock);
   let over = false;
+  let heard = false;
   const destroy = (): void => {
     over = true;
+    stopLooking();
     internal.transport.socket?.destroy();
     // With its socket gone the close cannot wait for a peer; its outcome interests nobody.
     connection.close().catch(() => {});
@@ -103,8 +107,26 @@ export async function dialNats(options: DialOptions): Promise<NatsClient> {
     destroy();
     options.onLost(why);
   };
+  const stopLooking = lookForSilence({
+    clock: tickClock(clock, lookPeriodMs),
+    takeHeard: () => {
+      const was = heard;
+      heard = false;
+      return was;
+    },
+    ping: () => {
+      outbox.flush();
+      connection.flush().then(
+        () => {
+          heard = true;
+        },
+        () => {}, // The connection is over, which is told elsewhere.
+      );
+    },
+    stale: () => lost("stale"),
+  });
   void connection.closed().then(() => lost("closed"));
-  void watch(connection, lost, options.onError);
+  void watch(connection, options.onError);
   return {
     connection,
     get over() {
@@ -118,6 +140,7 @@ export async function dialNats(options: DialOptions): Promise<NatsClient> {
     subscribe: (subject, receive, queue) => {
       // A refused permission also comes here; the status reports it.
       const callback = (error: unknown, raw: Msg): void => {
+        heard = true;
         if (!error) receive(raw);
       };
       const subscription = connection.subscribe(
@@ -134,15 +157,31 @@ export async function dialNats(options: DialOptions): Promise<NatsClient> {
   };
 }
 
-/** Acts on a stale connection at once: the client's own close waits for a write to a hung peer. */
-async function watch(
-  connection: NatsConnection,
-  lost: (why: Loss) => void,
-  onError: (error: unknown) => void,
-): Promise<void> {
+interface SilenceLook {
+  readonly clock: Clock;
+  /** Whether anything came since it was called last. */
+  readonly takeHeard: () => boolean;
+  readonly ping: () => void;
+  readonly stale: () => void;
+}
+
+/** Pings a server that is silent for a period; silent for three it is stale, 1 to 1.5 s. */
+function lookForSilence({ clock, takeHeard, ping, stale }: SilenceLook): CancelTimer {
+  let pingsOut = 0;
+  return every(clock, lookPeriodMs, () => {
+    if (takeHeard()) pingsOut = 0;
+    else if (pingsOut === pingsOutMax) stale();
+    else {
+      pingsOut++;
+      ping();
+    }
+  });
+}
+
+/** Tells of errors until the connection is over. */
+async function watch(connection: NatsConnection, onError: (error: unknown) => void): Promise<void> {
   for await (const status of connection.status()) {
-    if (status.type === "staleConnection") lost("stale");
-    else if (status.type === "error") onError(status.permissionContext ?? status.data);
+    if (status.type === "error") onError(status.permissionContext ?? status.data);
   }
 }
 

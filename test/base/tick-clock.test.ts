@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { expect, it } from "vitest";
-import { ManualClock } from "../../src/base/clock.ts";
+import { type Clock, every, ManualClock } from "../../src/base/clock.ts";
 import { tickClock } from "../../src/base/tick-clock.ts";
 
 it("fires timers of one tick together, in the order of their calls", () => {
@@ -82,21 +82,39 @@ it("is never early and less than a tick late, whatever is asked when", () => {
   );
 });
 
+/** Timers of this clock fire late by `held`. */
+function heldBack(clock: ManualClock, held: { ms: number }): Clock {
+  return {
+    nowMs: () => clock.nowMs() + held.ms,
+    wallMs: () => clock.wallMs(),
+    after: (delayMs, fire) => clock.after(delayMs, fire),
+  };
+}
+
 it("tells how late each tick is, once for all its timers", () => {
   const clock = new ManualClock();
-  let heldMs = 0;
-  const held = {
-    nowMs: () => clock.nowMs() + heldMs,
-    wallMs: () => clock.wallMs(),
-    after: (delayMs: number, fire: () => void) => clock.after(delayMs, fire),
-  };
   const late: number[] = [];
-  const ticks = tickClock(held, 50, (lateMs) => void late.push(lateMs));
+  const held = { ms: 0 };
+  const ticks = tickClock(heldBack(clock, held), 50, (lateMs) => void late.push(lateMs));
   ticks.after(40, () => {});
   ticks.after(40, () => {});
   clock.advanceTo(100);
   ticks.after(40, () => {});
-  heldMs = 60;
+  held.ms = 60;
   clock.advanceTo(200);
   expect(late).toEqual([0, 60]);
+});
+
+it("keeps the length of periods however late their ticks are", () => {
+  const clock = new ManualClock();
+  const held = { ms: 0 };
+  const ticks = tickClock(heldBack(clock, held), 50);
+  let count = 0;
+  held.ms = 3;
+  every(ticks, 100, () => {
+    count++;
+    held.ms = 3 + (count % 40);
+  });
+  clock.advanceTo(10_000);
+  expect(count).toBe(99);
 });

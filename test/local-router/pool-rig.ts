@@ -12,7 +12,13 @@ import { decodeKvQuery, encodeKvAnswer } from "../../src/protocol/kv-query.ts";
 import { encodeNotice, type Notice } from "../../src/protocol/notices.ts";
 import { decodeReceipt, encodeReceipt } from "../../src/protocol/receipts.ts";
 import { decodeDispatch, encodeDispatch } from "../../src/protocol/request-frame.ts";
-import type { Dispatch, Receipt, RequestBody } from "../../src/protocol/requests.ts";
+import type {
+  Dispatch,
+  Envelope,
+  Prompt,
+  Receipt,
+  RequestBody,
+} from "../../src/protocol/requests.ts";
 import { decodeControl } from "../../src/protocol/stream-control.ts";
 import type { ControlMessage } from "../../src/protocol/stream-frames.ts";
 import {
@@ -78,7 +84,12 @@ export function startPool(seed: number, change: Partial<LocalRouterOptions> = {}
     await clock.runUntil(() => done, 20_000);
     return promise;
   };
-  const send = (prompt: Uint32Array, body: RequestBody = {}, envelope: object = {}) => {
+  const send = (
+    sent: Uint32Array | Prompt,
+    body: RequestBody = {},
+    envelope: Partial<Envelope> = {},
+  ) => {
+    const prompt = sent instanceof Uint32Array ? { type: "tokens", tokens: sent } : sent;
     const stream = { subject: `${client.inboxPrefix}.s`, format: "json", key: 0, acks: false };
     const dispatch = {
       envelope: {
@@ -87,7 +98,7 @@ export function startPool(seed: number, change: Partial<LocalRouterOptions> = {}
         ...envelope,
       },
       body,
-      prompt: { type: "tokens", tokens: prompt },
+      prompt,
     } as Dispatch;
     const receipt = client
       .request(generateSubject("local", router.inst), encodeDispatch(dispatch), {

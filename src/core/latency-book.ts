@@ -56,7 +56,7 @@ const outputTokensUnknown = 340;
 const answersRemembered = 1000;
 const blocksMaxDefault = 1 << 22;
 const holdersAtStart = 64;
-/** Behind a first token that is later than this nothing more is sent. */
+/** First tokens may be later than planned by so much; behind a later one nothing more is sent. */
 const overdueMsMax = 250;
 
 export class LatencyBook {
@@ -152,6 +152,12 @@ export class LatencyBook {
     return oldest?.pass && !oldest.isHeld ? Math.max(0, nowMs - oldest.pass.endMs) : 0;
   }
 
+  /** The same of a worker that may have stopped; 0 while its model may merely be somewhat wrong. */
+  stalledMs(slot: number, nowMs: number): number {
+    const overdueMs = this.overdueMs(slot, nowMs);
+    return overdueMs > overdueMsMax ? overdueMs : 0;
+  }
+
   /** Fills `forecast` for a prompt with a target on a holder that holds; the model is the holder's. */
   forecastDue(slot: number, prompt: DuePrompt, forecast: DueForecast): void {
     this.#queues[slot]!.forecastDue(prompt, this.#models[slot]!, forecast);
@@ -166,7 +172,7 @@ export class LatencyBook {
     if (!request?.isHeld) return undefined;
     const { slot, startMs } = request;
     const isNext = this.#queues[slot]!.heldHead === request;
-    if (!isNext || this.overdueMs(slot, nowMs) > overdueMsMax) return Number.POSITIVE_INFINITY;
+    if (!isNext || this.stalledMs(slot, nowMs) > 0) return Number.POSITIVE_INFINITY;
     return startMs - leadMs;
   }
 

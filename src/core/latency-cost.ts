@@ -253,7 +253,9 @@ function measurePlanned(
   forecastPrompt(plan, planned, model, forecast);
   // Under a target a prompt that would make others late does not join them.
   const joined = fitTargetMs === undefined ? joinersMs(forecast, planned.nowMs, model) : 0;
-  measure.prefillMs = forecast.endMs + joined - planned.nowMs;
+  // Under a target a stalled worker is expected to be late by as much again.
+  const stalledMs = fitTargetMs === undefined ? 0 : book.stalledMs(slot, nowMs);
+  measure.prefillMs = forecast.endMs + joined - planned.nowMs + stalledMs;
   measure.ttftMs = measure.prefillMs + measure.tierMs;
   measure.breaksPromise = forecast.breaksPromise;
 }
@@ -271,7 +273,7 @@ function measureHeld(
   due.cachedTokens = measure.cachedTokens;
   due.deadlineMs = nowMs + targetMs;
   book.forecastDue(slot, due, dueForecast);
-  measure.prefillMs = dueForecast.endMs - nowMs;
+  measure.prefillMs = dueForecast.endMs - nowMs + book.stalledMs(slot, nowMs);
   measure.ttftMs = measure.prefillMs + measure.tierMs;
   measure.breaksPromise = dueForecast.breaksPromise;
 }

@@ -1,8 +1,8 @@
 /**
  * When a worker will be done with its queue of prompts, planned as its engine will compute them: in
  * the queue's order, `M` tokens a pass, and nobody joins a pass that runs. A prompt that the router
- * holds back shares a pass only while little is in it: the shorter the passes, the sooner a prompt
- * that is due earlier gets its turn.
+ * holds back shares only short passes with others: the shorter the passes, the sooner a prompt that
+ * is due earlier gets its turn.
  *
  *   M = 8192     a 5000   b 6000
  *   passes     [ a 5000 · b 3192 ][ b 2808        ]
@@ -83,8 +83,11 @@ export interface Forecast {
 
 /** Work that comes to a worker behind a prompt, of what it could compute meanwhile. */
 const joinersShare = 0.4;
-/** Of a pass, taken by others, from which on a held prompt waits for the next. */
-const sharedPassMax = 0.05;
+/**
+ * Held prompts share a pass of up to this many times the time of an empty one: passes of few tokens
+ * waste their fixed part, long ones keep a prompt waiting that is due early.
+ */
+const sharedPassesWorth = 10;
 
 export function emptyPlan(): PrefillPlan {
   return { tail: undefined, startMs: 0 };
@@ -190,8 +193,12 @@ export function sharedTokens(
   isHeld: boolean,
   model: WorkerLatency,
 ): number {
-  if (isHeld && tail && tail.tokens > sharedPassMax * model.shape.limits.batchTokens) return 0;
+  if (isHeld && tail && !fitsShared(tail.tokens + prompt.uncachedTokens, model)) return 0;
   return joinedTokens(tail, prompt, model);
+}
+
+function fitsShared(tokens: number, model: WorkerLatency): boolean {
+  return model.prefillMs(tokens, 0) <= sharedPassesWorth * model.prefillMs(1, 0);
 }
 
 /** When the next pass can begin. */

@@ -160,12 +160,23 @@ it("sends what is due earlier first, and the first at once", () => {
   const prompts = [
     lax,
     { ...lax, atMs: 1 },
-    { ...lax, atMs: 2, tokens: 100, targetMs: 9000 },
-    { ...lax, atMs: 3, tokens: 100, targetMs: 2000 },
+    { ...lax, atMs: 2, tokens: 600, targetMs: 9000 },
+    { ...lax, atMs: 3, tokens: 600, targetMs: 2000 },
   ];
   const { sent, firstMs } = run(bookOf(), prompts);
   expect(sent).toEqual([0, 3, 2, 1]);
   expect(firstMs[3]).toBeLessThan(firstMs[2]!);
+});
+
+it("lets short prompts share a pass, and long ones none", () => {
+  const runOf = (tokens: number) => {
+    const rest = [1, 2, 3].map((atMs) => ({ ...lax, atMs, tokens }));
+    return run(bookOf(), [lax, ...rest]).firstMs.slice(1);
+  };
+  // An empty pass takes 10 ms, so that passes of up to 100 ms are shared.
+  expect(new Set(runOf(300)).size).toBe(1);
+  expect(new Set(runOf(310)).size).toBe(2);
+  expect(new Set(runOf(500)).size).toBe(3);
 });
 
 it("sends a held prompt shortly before its turn, or at once when the turn comes early", () => {

@@ -207,7 +207,8 @@ it("quotes what the wait adds, and the plan of a quote is the plan of the reques
   };
   const passMs = 110;
   // Behind the prompt that runs, before the one that is held; after both it has time for.
-  const restMs = 4 * passMs + 10 + 96 + 10 + 16;
+  const lastMs = 10 + 96;
+  const restMs = 4 * passMs + lastMs + 10 + 16;
   expect(await quoted(20_000)).toBeGreaterThan(restMs - 10);
   expect(await quoted(20_000)).toBeLessThan(restMs + 1);
   expect(await quoted(laxMs + 1_000)).toBeGreaterThan(2 * restMs - 100);
@@ -245,4 +246,44 @@ it("ends every prompt once and leaves nothing behind, in any course of events", 
   }
   expect(new Set(outcomes(posted))).toEqual(new Set(["1", "2", "3", "cancelled"]));
   await expectNothingLeft(pool);
+});
+
+/** What a prompt with a target would have to wait for there. */
+async function ttftMsOf({ question }: Holding, workerId: string): Promise<number> {
+  const router = { ttft_target: 400, best_fit: true };
+  const body = { token_ids: [...promptOf(99, 62)], router };
+  const { candidates }: Explained = await question("explain", body);
+  return candidates.find(({ worker_id }) => worker_id === workerId)?.terms.ttft_ms ?? Number.NaN;
+}
+
+interface Explained {
+  readonly candidates: readonly {
+    readonly worker_id: string;
+    readonly terms: { readonly ttft_ms: number };
+  }[];
+}
+
+it("gives a stalled worker no tight prompt until its first token has come", async () => {
+  for (const settings of [{}, { router_fit_holds: false }]) {
+    const pool = await startHolding(2, settings);
+    const { clock, post } = pool;
+    const [first, second] = [post(laxMs), post(laxMs)];
+    await clock.runFor(promptMs);
+    const [stalled, quick] = first.outcome === "1" ? [first, second] : [second, first];
+    expect(outcomes([stalled, quick])).toEqual(["1", "2"]);
+    pool.firstOutput(quick);
+    await clock.runFor(700);
+    expect(await ttftMsOf(pool, "1")).toBeGreaterThan(700);
+    for (let round = 0; round < 5; round++) {
+      const one = post(400);
+      await clock.runFor(promptMs);
+      expect(one.outcome).toBe("2");
+      pool.firstOutput(one);
+      await clock.runFor(1);
+    }
+    pool.firstOutput(stalled);
+    await clock.runFor(1);
+    expect(await ttftMsOf(pool, "1")).toBeLessThan(700);
+    await pool.router.close();
+  }
 });

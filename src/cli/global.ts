@@ -40,14 +40,14 @@ export async function run({ options }: Given<typeof globalFlags>): Promise<numbe
   const tokenizer = tokenizerOf(options);
   const metrics = createMetrics(table);
   const shell = await openShell(options, "gl", metrics);
-  const { clock, random, bus, gate, version } = shell;
+  const { clock, ticks, random, bus, gate, version } = shell;
   const log = shell.logs("global_router");
   for (const warning of loaded.warnings) log.warn(formatFault(warning));
   const parts = { clock, random, bus, gate, metrics, model: options.modelName };
   const blockHasher = await loadBlockHasher();
   const router = startGlobalRouter({
     ...parts,
-    ...{ version, log, config: loaded.config, warnings: loaded.warnings.length },
+    ...{ ticks, version, log, config: loaded.config, warnings: loaded.warnings.length },
     blockHasher,
     namespace: options.namespace,
     component: options.componentName,

@@ -35,12 +35,12 @@ export async function run(given: Given<typeof localFlags>): Promise<number> {
   const shell = await openShell(options, "lo", metrics);
   const log = shell.logs("router");
   for (const warning of warnings) log.warn(formatFault(warning));
-  const { clock, random, bus, gate, version } = shell;
+  const { clock, ticks, random, bus, gate, version } = shell;
   const core = await openCore(options.core, log, metrics);
   const durable = config.durableKvEvents && subscribesToKvEvents(config);
   const durableLog = durable ? await openDurableLog(options, shell, "lo", endpoint) : undefined;
   const router = startLocalRouter({
-    ...{ clock, random, bus, gate, version, log, metrics, endpoint, config, queueOrder },
+    ...{ clock, ticks, random, bus, gate, version, log, metrics, endpoint, config, queueOrder },
     durableLog,
     role: options.role,
     blockSize: options.blockSize,

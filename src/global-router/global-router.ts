@@ -55,6 +55,8 @@ import {
 export interface GlobalRouterOptions {
   readonly bus: Bus;
   readonly clock: Clock;
+  /** For what may wait; absent = `clock`. */
+  readonly ticks?: Clock;
   readonly random: Random;
   readonly gate: EchoGate;
   readonly log: Log;
@@ -107,12 +109,12 @@ interface Parts extends StatusSource {
 }
 
 export function startGlobalRouter(options: GlobalRouterOptions): GlobalRouter {
-  const { bus, clock, random, gate, log, metrics, config, model } = options;
+  const { bus, clock, ticks = clock, random, gate, log, metrics, config, model } = options;
   const inst = String(randomId(random));
   const table = watchInstances({ bus, clock, gate, accept: ({ kind }) => kind === "local" });
   let beat = (): void => {};
   const health = new PoolHealth({
-    clock,
+    clock: ticks,
     random,
     table,
     log,
@@ -144,7 +146,7 @@ export function startGlobalRouter(options: GlobalRouterOptions): GlobalRouter {
     active: () => state.active,
   });
   const card = cardOf(parts, newEpoch(random));
-  const announcer = announce({ bus, clock, random, card });
+  const announcer = announce({ bus, clock: ticks, random, card });
   beat = announcer.beatNow;
   return {
     inst,

@@ -39,7 +39,7 @@ export const poolConditions = [
 ] as const;
 export type PoolCondition = (typeof poolConditions)[number];
 
-export const poolTiming = { lookPeriodMs: 250, reminderMs: 30_000 } as const;
+export const poolTiming = { lookPeriodMs: 1_000, reminderMs: 30_000 } as const;
 
 /** What a pool's routers and workers do for requests of a grid. */
 export const phaseOfRole: Readonly<Record<Role, Phase>> = {

@@ -2,6 +2,7 @@
  * How the rest of the fleet sees a local router: its heartbeats, its public endpoints, its answers to
  * NATS micro tools.
  */
+import type { Clock } from "../base/clock.ts";
 import type { IndexMode } from "../core/kv-index.ts";
 import { endpointQueue, endpointSubject } from "../protocol/subjects.ts";
 import { announce, newEpoch } from "../runtime/announce.ts";
@@ -26,6 +27,8 @@ export interface PresenceOptions
   readonly version: string;
   readonly directory: WorkerDirectory;
   readonly dispatcher: Dispatcher<LocalRequest>;
+  /** Times the heartbeats; absent = `clock`. */
+  readonly ticks?: Clock;
 }
 
 export interface Presence {
@@ -42,7 +45,8 @@ const generate = "generate";
 
 /** Announces the router and opens its public endpoints. */
 export function startPresence(options: PresenceOptions): Presence {
-  const { bus, clock, random, inst, endpoint, role, dispatcher, serving, version } = options;
+  const { bus, clock, ticks = clock, random, inst, endpoint, role } = options;
+  const { dispatcher, serving, version } = options;
   const { namespace } = endpoint;
   const epoch = newEpoch(random);
   let draining = false;
@@ -50,7 +54,12 @@ export function startPresence(options: PresenceOptions): Presence {
     if (draining) return "draining";
     return serving() ? "ready" : "starting";
   };
-  const announcer = announce({ bus, clock, random, card: () => cardOf(options, epoch, state()) });
+  const announcer = announce({
+    bus,
+    clock: ticks,
+    random,
+    card: () => cardOf(options, epoch, state()),
+  });
   const description = `KV router of pool ${namespace}`;
   const identity = { name: "tiergrid-local", id: inst, version, description };
   const service = startMicroService({ bus, clock, ...identity, metadata: { namespace, role } });

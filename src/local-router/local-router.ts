@@ -67,6 +67,7 @@ import { type OverlapTables, type WorkerDirectory, watchWorkers } from "./worker
 export interface LocalRouterOptions extends PoolRules, Pick<DurableModeOptions, "durableLog"> {
   readonly bus: Bus;
   readonly clock: Clock;
+  readonly ticks?: Clock;
   readonly random: Random;
   readonly gate: EchoGate;
   readonly log: Log;

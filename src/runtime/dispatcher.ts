@@ -60,6 +60,8 @@ export const dispatcherDefaults = {
 export interface DispatcherOptions<State> {
   readonly bus: Bus;
   readonly clock: Clock;
+  /** For what may wait; absent = `clock`. */
+  readonly ticks?: Clock | undefined;
   readonly random: Random;
   /** While closed, silence proves nothing and no entry is lost. */
   readonly gate: { readonly open: boolean };
@@ -90,7 +92,7 @@ export class Dispatcher<State> {
       bus.subscribe(controlSubject(level, inst), (message) => this.#onControl(message)),
       bus.subscribe(this.#noticeSubject, (message) => this.#onNotice(message)),
     ];
-    this.#cancelSweep = every(clock, dispatcherDefaults.sweepPeriodMs, () =>
+    this.#cancelSweep = every(options.ticks ?? clock, dispatcherDefaults.sweepPeriodMs, () =>
       this.#book.sweep(clock.nowMs(), options.gate),
     );
   }

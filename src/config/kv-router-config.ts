@@ -100,7 +100,7 @@ export const defaultKvRouterConfig: KvRouterConfig = Object.freeze({
   routerKvUsageWeight: 1,
   routerExpectedOutputTokens: 340,
   routerGpusPerWorker: 1,
-  routerFitLatencyShare: 0.05,
+  routerFitLatencyShare: 0.1,
   routerFitFrontShare: 0.5,
   routerFitKeepsPromises: true,
   routerFitHolds: true,

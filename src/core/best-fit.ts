@@ -37,7 +37,7 @@ export const plainFit: FitRules = {
 };
 
 export const defaultFit: FitRules = {
-  latencyShare: 0.05,
+  latencyShare: 0.1,
   frontShare: 0.5,
   keepsPromises: true,
   holds: true,

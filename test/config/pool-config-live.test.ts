@@ -254,7 +254,7 @@ it("writes every default of what is used into the normal form, which loads to it
   expect(normal["agg_pool_metadata"]).toEqual(agg_pool_metadata);
   expect(normal["agg_pool_selection_strategy"]).toMatchObject({
     selection: "live",
-    live: { quote_deadline_ms: 20, refuse: false, late_rule: "cheapest", latency_share: 0.05 },
+    live: { quote_deadline_ms: 20, refuse: false, late_rule: "cheapest", latency_share: 0.1 },
     agg_pool_fallbacks,
   });
   const again = configOf(normal);

@@ -43,7 +43,7 @@ it("counts a missed ITL of an agg pool as late, and TTFT before it", () => {
   const targets = { role: "agg" as const, ttftMs: 200, itlMs: 20 };
   const of = (change: Partial<Quote>) =>
     scoreQuote({ quote: quoteOf(change), price: plain }, targets);
-  expect(of({})).toEqual({ score: 75, meets: true, missed: [] });
+  expect(of({})).toEqual({ score: 80, meets: true, missed: [] });
   expect(of({ predictedItlMs: 20 }).meets).toBe(true);
   expect(of({ predictedItlMs: 23 })).toEqual({
     score: lateScore + 3,
@@ -72,7 +72,7 @@ it("gives a request that is late everywhere the cheapest pool, before that the l
   expect(pick(300, [cheap, fast])).toBe(fast);
   expect(pick(299, [cheap, fast])).toBe(cheap);
   expect(pick(299, [cheap, fast], "agg")).toBe(cheap);
-  // The wait still counts by what it costs: here 0.05 * 18,000 * 2.
+  // The wait still counts by what it costs: here 0.1 * 18,000 * 2.
   const queued = { ...cheap, predictedTtftMs: 18_000 };
   expect(pick(299, [queued, fast])).toBe(fast);
 });

@@ -111,7 +111,12 @@ export async function startParts(
   let started = 0;
   const start = (name: PartName, args: readonly string[]): ChildProcess => {
     const program = name === "frontend" ? "bench/share-frontend.js" : "src/cli/main.js";
-    const env = { ...process.env, DYN_SYSTEM_HOST: "127.0.0.1" };
+    const env = {
+      ...process.env,
+      DYN_SYSTEM_HOST: "127.0.0.1",
+      // No load balancer has to notice that a process ends.
+      DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS: "0",
+    };
     const flags = [...execArgv, ...profileArgs(`${name}-${started++}`)];
     const stdio = ["ignore", "ignore", "inherit", "ipc"] as const;
     const child = fork(join(outDir, program), args, { env, execArgv: flags, stdio: [...stdio] });

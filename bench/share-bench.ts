@@ -9,7 +9,8 @@
  * so that the kernel counts them apart; it is the same function. 64 readers ask again as soon as an
  * answer has ended: requests of a synthetic trace like the Mooncake conversation one (prompts of 12 k
  * tokens in the mean, answers of 340, 40 % of the blocks seen before), engines four times as
- * fast as their profile. The readers live in the bench's process, whose CPU is nobody's, as the broker's.
+ * fast as their profile; in the `fast` rows twenty times, so that frontend or cores are the limit. The
+ * readers live in the bench's process, whose CPU is nobody's, as the broker's.
  */
 import { Agent, type IncomingMessage, request as openRequest } from "node:http";
 import { realClock, sleep } from "../src/base/clock.ts";
@@ -21,11 +22,17 @@ import { layouts, model, type PartName, type Parts, startParts } from "./process
 import { compile, cpuTimeOf } from "./stream-bench-fleet.ts";
 
 const readers = 64;
-/** Engines that many times as fast as their profile, so that the window holds many requests. */
-const engineSpeed = 4;
 const restSeconds = 5;
 const readyMaxMs = 60_000;
 const retryMs = 250;
+
+/** Engines are that many times as fast as their profile, so that the window holds many requests. */
+const rowsOf = {
+  agg: { layout: layouts.agg, engineSpeed: 4 },
+  disagg: { layout: layouts.disagg, engineSpeed: 4 },
+  "agg-fast": { layout: layouts.agg, engineSpeed: 20 },
+  "disagg-fast": { layout: layouts.disagg, engineSpeed: 20 },
+} as const;
 
 /** Like the Mooncake conversation trace: 12,230 prompt and 339 output tokens in the mean. */
 const conversation = {
@@ -38,12 +45,13 @@ export async function run({ quick, seed, groups }: BenchOptions): Promise<BenchR
   await compile("bench/share-frontend.ts", "src/cli/main.ts");
   const requests = synthesizeTrace({ ...conversation, seed });
   const rows: BenchRow[] = [];
-  for (const name of groups ?? Object.keys(layouts)) {
-    if (!isLayout(name)) {
-      throw new Error(`no rows '${name}'; there are: ${Object.keys(layouts).join(", ")}`);
+  for (const name of groups ?? Object.keys(rowsOf)) {
+    if (!isRow(name)) {
+      throw new Error(`no rows '${name}'; there are: ${Object.keys(rowsOf).join(", ")}`);
     }
     console.error(`share ${name} …`);
-    const fleet = await startParts(layouts[name], { engineSpeed });
+    const { layout, engineSpeed } = rowsOf[name];
+    const fleet = await startParts(layout, { engineSpeed });
     try {
       rows.push(shareRow(name, await measure(fleet, requests, quick)));
     } finally {
@@ -53,8 +61,8 @@ export async function run({ quick, seed, groups }: BenchOptions): Promise<BenchR
   return rows;
 }
 
-function isLayout(name: string): name is keyof typeof layouts {
-  return Object.hasOwn(layouts, name);
+function isRow(name: string): name is keyof typeof rowsOf {
+  return Object.hasOwn(rowsOf, name);
 }
 
 type Timed = PartName | "broker";

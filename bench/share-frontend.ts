@@ -33,5 +33,5 @@ const frontend = startFrontend({
   settings: { hashFirstMinTokens: minTokens },
 });
 const server = await frontend.http.listen({ host: "127.0.0.1", port: 0 });
-process.on("disconnect", () => process.exit(0));
+for (const ending of ["disconnect", "SIGTERM"]) process.on(ending, () => process.exit(0));
 process.send?.({ type: "ready", url: server.url });

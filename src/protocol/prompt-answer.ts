@@ -43,13 +43,13 @@ export const promptAnswerBytes = (tokens: number): number => headerBytes + 4 * t
 /** The answer; undefined = there is no such prompt. */
 export function encodePromptAnswer(tokens: Uint32Array | undefined): Uint8Array {
   const count = tokens?.length ?? 0;
-  const bytes = new Uint8Array(promptAnswerBytes(count));
-  const header = new DataView(bytes.buffer);
+  const bytes = Buffer.allocUnsafe(promptAnswerBytes(count));
+  const header = new DataView(bytes.buffer, bytes.byteOffset, headerBytes);
   header.setUint16(0, magic, true);
   header.setUint8(2, version);
   header.setUint8(3, tokens ? kindTokens : kindNone);
   header.setUint32(4, count, true);
-  if (tokens) new Uint32Array(bytes.buffer, headerBytes).set(tokens);
+  if (tokens) bytes.set(new Uint8Array(tokens.buffer, tokens.byteOffset, 4 * count), headerBytes);
   return bytes;
 }
 

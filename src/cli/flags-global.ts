@@ -189,7 +189,9 @@ const httpFlags = {
     max: 3600,
     default: 5,
     group: "HTTP",
-    help: "Seconds between /ready saying no and the API refusing connections.",
+    help:
+      "Seconds between /ready saying no and the API refusing connections, so that load balancers " +
+      "notice; an idle process waits as long.",
   },
   httpDrainSecs: {
     env: "DYN_HTTP_GRACEFUL_SHUTDOWN_TIMEOUT_SECS",

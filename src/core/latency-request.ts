@@ -1,5 +1,6 @@
 /** A request as the latency book takes it, and as it keeps it. */
 import { emptyHold, type Hold } from "./live-blocks.ts";
+import { noPass } from "./prefill-plan.ts";
 import type { QueuedPrompt } from "./prefill-queue.ts";
 
 export interface LatencyDispatch {
@@ -49,6 +50,8 @@ export function newRequest(dispatch: LatencyDispatch, uncachedTokens: number): L
     doneTokens: 0,
     startMs: nowMs,
     pass: undefined,
+    tail: noPass(),
+    slackMs: Number.POSITIVE_INFINITY,
     older: undefined,
     younger: undefined,
     outputTokens: 0,

@@ -20,13 +20,18 @@
  */
 import type { WorkerLatency } from "./latency-model.ts";
 
-export interface PlannedPass {
+/** A pass as far as it is planned. */
+export interface PassState {
   startMs: number;
   endMs: number;
+  /** 0 = nothing is planned. */
   tokens: number;
   /** Sum of n * (context + n / 2) over its chunks of n tokens. */
   attention: number;
   keepMs: number;
+}
+
+export interface PlannedPass extends PassState {
   /** All passes since the plan's start up to its end. */
   readonly done: PlannedWork;
 }
@@ -67,6 +72,8 @@ export interface PlannedRequest {
   pass: PlannedPass | undefined;
   /** When the first pass begins that computes of it. */
   startMs: number;
+  /** The queue's last pass without those behind this one. */
+  readonly tail: PassState;
   readonly younger: PlannedRequest | undefined;
 }
 
@@ -154,6 +161,15 @@ export function planRequest(
   const tail = plan.tail as PlannedPass;
   request.pass = tail;
   if (tail.endMs <= request.deadlineMs) tail.keepMs = Math.min(tail.keepMs, request.deadlineMs);
+  copyPass(tail, request.tail);
+}
+
+export function copyPass(from: PassState, to: PassState): void {
+  to.startMs = from.startMs;
+  to.endMs = from.endMs;
+  to.tokens = from.tokens;
+  to.attention = from.attention;
+  to.keepMs = from.keepMs;
 }
 
 /**
@@ -183,6 +199,8 @@ export function replan(
     request.pass = undefined;
     if (request.isHeld) request.joinMs = nowMs;
     if (request.doneTokens < request.uncachedTokens) planRequest(plan, request, model);
+    else if (plan.tail) copyPass(plan.tail, request.tail);
+    else request.tail.tokens = 0;
   }
 }
 
@@ -271,9 +289,17 @@ export function appendPasses(
 
 const noWork: PlannedWork = { passes: 0, tokens: 0, attention: 0 };
 
+export function noPass(): PassState {
+  return { startMs: 0, endMs: 0, tokens: 0, attention: 0, keepMs: Number.POSITIVE_INFINITY };
+}
+
 export function newPass(): PlannedPass {
-  const done = { passes: 0, tokens: 0, attention: 0 };
-  return { startMs: 0, endMs: 0, tokens: 0, attention: 0, keepMs: Number.POSITIVE_INFINITY, done };
+  return { ...noPass(), done: { passes: 0, tokens: 0, attention: 0 } };
+}
+
+/** Beyond this a plan does not move by a prompt more than by the prompt's own time, ms. */
+export function regroupingMsMax(model: WorkerLatency): number {
+  return (sharedPassesWorth + 1) * model.prefillMs(1, 0);
 }
 
 /** Time of `tokens` > 0 of one prompt behind `context` in passes of their own, the last one partly. */

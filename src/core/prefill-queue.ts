@@ -16,6 +16,7 @@
 import type { WorkerLatency } from "./latency-model.ts";
 import {
   appendPasses,
+  copyPass,
   emptyPlan,
   joinedEndMs,
   joinTail,
@@ -24,6 +25,7 @@ import {
   type PlannedRequest,
   type PrefillPlan,
   planRequest,
+  regroupingMsMax,
   replan,
   sharedTokens,
 } from "./prefill-plan.ts";
@@ -33,6 +35,8 @@ export interface QueuedPrompt extends PlannedRequest {
   readonly dispatchedMs: number;
   /** Place of a held one among the held. */
   dueMs: number;
+  /** Least time by which it or one behind it that is expected in time comes before its deadline. */
+  slackMs: number;
   older: QueuedPrompt | undefined;
   younger: QueuedPrompt | undefined;
 }
@@ -99,7 +103,10 @@ export class PrefillQueue {
     if (request.isHeld) this.heldCount++;
     if (!this.#plans) return;
     if (after) this.replan(nowMs, model);
-    else planRequest(this.plan, request, model);
+    else {
+      planRequest(this.plan, request, model);
+      this.#slack(request);
+    }
   }
 
   leave(request: QueuedPrompt): void {
@@ -127,6 +134,11 @@ export class PrefillQueue {
     if (!this.#plans) return;
     this.plan.startMs = startMs;
     replan(this.plan, this.oldest, nowMs, model);
+    let slackMs = Number.POSITIVE_INFINITY;
+    for (let request = this.youngest; request; request = request.older) {
+      slackMs = Math.min(slackMs, slackOf(request));
+      request.slackMs = slackMs;
+    }
   }
 
   /**
@@ -143,20 +155,34 @@ export class PrefillQueue {
     this.#walk(prompt, model, forecast);
   }
 
-  /** Plans the queue with `prompt` in it, beside the plan that counts. */
+  /** Plans `prompt` and what is behind its place, beside the plan that counts. */
   #walk(prompt: DuePrompt, model: WorkerLatency, forecast: DueForecast): void {
     const before = this.#before(true, forecast.dueMs);
-    walk.plan.tail = undefined;
-    walk.plan.startMs = this.oldest ? this.plan.startMs : prompt.nowMs;
+    const { plan, pass } = walk;
+    plan.tail = before && before.tail.tokens > 0 ? pass : undefined;
+    if (before) copyPass(before.tail, pass);
+    plan.startMs = this.oldest ? this.plan.startMs : prompt.nowMs;
     walk.breaksPromise = false;
-    walk.endMs = Number.NaN;
-    if (!before) walkProbe(prompt, model);
-    for (let request = this.oldest; request; request = request.younger) {
+    walkProbe(prompt, model);
+    const spareMs = regroupingMsMax(model);
+    let request = before ? before.younger : this.oldest;
+    while (request) {
       walkQueued(request, prompt.nowMs, model);
-      if (request === before) walkProbe(prompt, model);
+      const { pass: planned, younger } = request;
+      request = younger;
+      if (!younger || !planned || walk.probeInTail) continue;
+      // Those further behind move by as much, and have the time.
+      if (pass.endMs - planned.endMs + spareMs < younger.slackMs) break;
     }
     forecast.endMs = walk.endMs;
     forecast.breaksPromise = walk.breaksPromise;
+  }
+
+  /** Tells those before `request` of its slack. */
+  #slack(request: QueuedPrompt): void {
+    const slackMs = slackOf(request);
+    let one: QueuedPrompt | undefined = request;
+    for (; one && one.slackMs > slackMs; one = one.older) one.slackMs = slackMs;
   }
 
   /** Whom a request would come behind: the last in the engine, or the last held that is due earlier. */
@@ -178,6 +204,11 @@ export class PrefillQueue {
     if (after) after.older = request;
     else this.youngest = request;
   }
+}
+
+/** Infinity = it is late in any case. */
+function slackOf({ pass, deadlineMs }: QueuedPrompt): number {
+  return pass && pass.endMs <= deadlineMs ? deadlineMs - pass.endMs : Number.POSITIVE_INFINITY;
 }
 
 const held: DueForecast = { endMs: 0, dueMs: 0, breaksPromise: false };

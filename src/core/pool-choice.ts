@@ -180,6 +180,8 @@ const unavailableCodes: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   "not_ready",
   "pool_unavailable",
   "subscriber_shutdown",
+  // No engine has worked on it.
+  "prompt_lost",
 ]);
 
 function spillStep(

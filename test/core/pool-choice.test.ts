@@ -228,7 +228,7 @@ it("classes error codes as the table of notices says", () => {
       "queue_rejected",
       "do_not_queue",
     ],
-    refused_unavailable: ["no_endpoints", "not_ready", "subscriber_shutdown"],
+    refused_unavailable: ["no_endpoints", "not_ready", "subscriber_shutdown", "prompt_lost"],
     invalid_request: [
       "invalid_request",
       "pinned_worker_not_allowed",

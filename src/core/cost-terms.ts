@@ -42,6 +42,8 @@ export interface LatencyTerms {
   readonly decodeGpuMs: number;
   /** Under a target: a first token that was expected in time would be late. */
   readonly breaksPromise: boolean;
+  /** Under a target: how long it would wait in the router with its worker chosen. */
+  readonly heldMs: number;
   /** Under a target: for holding the worker that would be free first. */
   readonly frontGpuMs: number;
   /** The weighted sum, before taints. */

@@ -134,6 +134,7 @@ function measureAt(
   measure.cost = Number.NaN;
   measure.frontGpuMs = 0;
   measure.breaksPromise = false;
+  measure.heldMs = 0;
   if (!book.modelAt(slot)) return measure.cost;
   measureDecode(options, input, slot, measure);
   measure.cachedTokens = cachedTokens(input, slot);
@@ -275,11 +276,12 @@ function measureHeld(
   book.forecastDue(slot, due, dueForecast);
   measure.prefillMs = dueForecast.endMs - nowMs + book.stalledMs(slot, nowMs);
   measure.ttftMs = measure.prefillMs + measure.tierMs;
+  measure.heldMs = dueForecast.sentMs - nowMs;
   measure.breaksPromise = dueForecast.breaksPromise;
 }
 
 const due = { nowMs: 0, uncachedTokens: 0, cachedTokens: 0, deadlineMs: 0 };
-const dueForecast: DueForecast = { endMs: 0, dueMs: 0, breaksPromise: false };
+const dueForecast: DueForecast = { endMs: 0, sentMs: 0, dueMs: 0, breaksPromise: false };
 
 const planned = { nowMs: 0, uncachedTokens: 0, cachedTokens: 0 };
 const forecast: Forecast = { endMs: 0, passStartMs: 0, passTokens: 0, breaksPromise: false };
@@ -341,6 +343,7 @@ function emptyMeasure(): Measure {
     prefillGpuMs: 0,
     decodeGpuMs: 0,
     breaksPromise: false,
+    heldMs: 0,
     frontGpuMs: 0,
     costMs: 0,
     cost: 0,

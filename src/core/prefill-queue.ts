@@ -18,6 +18,7 @@ import {
   appendPasses,
   copyPass,
   emptyPlan,
+  freeMs,
   joinedEndMs,
   joinTail,
   newPass,
@@ -53,6 +54,8 @@ export interface DuePrompt {
 export interface DueForecast {
   /** First token of the prompt. */
   endMs: number;
+  /** When it would be sent. */
+  sentMs: number;
   /** Its place among the held. */
   dueMs: number;
   /** A first token that is expected in time would be late. */
@@ -175,6 +178,7 @@ export class PrefillQueue {
       if (pass.endMs - planned.endMs + spareMs < younger.slackMs) break;
     }
     forecast.endMs = walk.endMs;
+    forecast.sentMs = Math.max(prompt.nowMs, walk.startMs - leadMs);
     forecast.breaksPromise = walk.breaksPromise;
   }
 
@@ -211,14 +215,15 @@ function slackOf({ pass, deadlineMs }: QueuedPrompt): number {
   return pass && pass.endMs <= deadlineMs ? deadlineMs - pass.endMs : Number.POSITIVE_INFINITY;
 }
 
-const held: DueForecast = { endMs: 0, dueMs: 0, breaksPromise: false };
+const held: DueForecast = { endMs: 0, sentMs: 0, dueMs: 0, breaksPromise: false };
 
 /** One walk at a time: forecasts allocate no passes. */
 const walk = {
   plan: emptyPlan(),
   pass: newPass(),
   breaksPromise: false,
-  /** First token of the probe as far as walked. */
+  /** The first pass of the probe, and its first token as far as walked. */
+  startMs: Number.NaN,
   endMs: Number.NaN,
   /** The walk's tail is the pass that ends the probe. */
   probeInTail: false,
@@ -229,7 +234,10 @@ function walkProbe(prompt: DuePrompt, model: WorkerLatency): void {
   walked.nowMs = Math.max(walk.plan.startMs, prompt.nowMs);
   walked.uncachedTokens = prompt.uncachedTokens;
   walked.cachedTokens = prompt.cachedTokens;
-  walkOn(true, model);
+  const { tail } = walk.plan;
+  const tailStartMs = tail ? tail.startMs : 0;
+  const nextMs = freeMs(walk.plan, walked.nowMs);
+  walk.startMs = walkOn(true, model) > 0 ? tailStartMs : nextMs;
   walk.endMs = (walk.plan.tail as PlannedPass).endMs;
   walk.probeInTail = true;
 }
@@ -247,8 +255,8 @@ function walkQueued(request: QueuedPrompt, nowMs: number, model: WorkerLatency):
   else tail.keepMs = Math.min(tail.keepMs, deadlineMs);
 }
 
-/** Puts `walked` behind the walk's tail. */
-function walkOn(isHeld: boolean, model: WorkerLatency): void {
+/** Puts `walked` behind the walk's tail; answers how many of its tokens join that. */
+function walkOn(isHeld: boolean, model: WorkerLatency): number {
   const { plan } = walk;
   const { tail } = plan;
   const joined = sharedTokens(plan, walked, isHeld, model);
@@ -257,7 +265,9 @@ function walkOn(isHeld: boolean, model: WorkerLatency): void {
     joinTail(tail, walked, joined, model);
     if (walk.probeInTail) walk.endMs = tail.endMs;
   }
-  if (walked.uncachedTokens === joined) return;
-  appendPasses(plan, walked, joined, model, walk.pass);
-  walk.probeInTail = false;
+  if (walked.uncachedTokens > joined) {
+    appendPasses(plan, walked, joined, model, walk.pass);
+    walk.probeInTail = false;
+  }
+  return joined;
 }

@@ -72,6 +72,7 @@ function termsJson(terms: CostTerms): Record<string, number> {
         taint_factor: terms.taintFactor,
         front_gpu_ms: terms.frontGpuMs,
         breaks_promise: terms.breaksPromise ? 1 : 0,
+        held_ms: terms.heldMs,
         cost_ms: terms.costMs,
       };
   }

@@ -41,7 +41,7 @@ function dispatch(book: LatencyBook, key: string, prompt: Prompt, mayWait = true
 }
 
 function forecastOf(book: LatencyBook, { atMs: nowMs, tokens, cached, targetMs }: Prompt) {
-  const found = { endMs: Number.NaN, dueMs: 0, breaksPromise: false };
+  const found = { endMs: Number.NaN, sentMs: 0, dueMs: 0, breaksPromise: false };
   const prompt = { nowMs, uncachedTokens: tokens, cachedTokens: cached };
   book.forecastDue(0, { ...prompt, deadlineMs: nowMs + targetMs }, found);
   return found;
@@ -51,7 +51,8 @@ function forecastOf(book: LatencyBook, { atMs: nowMs, tokens, cached, targetMs }
 function run(book: LatencyBook, prompts: readonly Prompt[]) {
   const left = prompts.map(({ tokens }) => tokens);
   const firstMs = prompts.map(() => Number.NaN);
-  const forecasts: { endMs: number; breaksPromise: boolean }[] = [];
+  const sentMs = prompts.map(() => Number.NaN);
+  const forecasts: ReturnType<typeof forecastOf>[] = [];
   const sent: number[] = [];
   let arrived = 0;
   let nowMs = 0;
@@ -76,6 +77,7 @@ function run(book: LatencyBook, prompts: readonly Prompt[]) {
       if (book.releaseAtMs(key, nowMs)! > nowMs) return;
       book.release(key, nowMs);
       sent.push(Number(key));
+      sentMs[Number(key)] = nowMs;
     }
   };
   while (arrived < prompts.length || pass || book.heldCount > 0) {
@@ -103,7 +105,7 @@ function run(book: LatencyBook, prompts: readonly Prompt[]) {
     // An idle engine takes all of one instant into its first pass.
     if (!pass && prompts[arrived]?.atMs !== nowMs) begin();
   }
-  return { firstMs, forecasts, sent };
+  return { firstMs, sentMs, forecasts, sent };
 }
 
 const promptsOf = fc
@@ -126,12 +128,13 @@ const promptsOf = fc
     });
   });
 
-it("foresees the first token of every prompt as if nobody came after it", () => {
+it("foresees the dispatch and the first token of every prompt as if nobody came after it", () => {
   fc.assert(
     fc.property(promptsOf, (prompts) => {
       for (const at of prompts.keys()) {
-        const { firstMs, forecasts } = run(bookOf(), prompts.slice(0, at + 1));
+        const { firstMs, sentMs, forecasts } = run(bookOf(), prompts.slice(0, at + 1));
         expect(forecasts[at]!.endMs).toBeCloseTo(firstMs[at]!, 5);
+        expect(forecasts[at]!.sentMs).toBeCloseTo(sentMs[at]!, 5);
       }
     }),
     { seed: 11, numRuns: 200 },

@@ -253,13 +253,16 @@ async function ttftMsOf({ question }: Holding, workerId: string): Promise<number
   const router = { ttft_target: 400, best_fit: true };
   const body = { token_ids: [...promptOf(99, 62)], router };
   const { candidates }: Explained = await question("explain", body);
-  return candidates.find(({ worker_id }) => worker_id === workerId)?.terms.ttft_ms ?? Number.NaN;
+  return (
+    candidates.find(({ worker_id }) => worker_id === workerId)?.terms.predicted_ttft_ms ??
+    Number.NaN
+  );
 }
 
 interface Explained {
   readonly candidates: readonly {
     readonly worker_id: string;
-    readonly terms: { readonly ttft_ms: number };
+    readonly terms: { readonly predicted_ttft_ms: number; readonly held_ms: number };
   }[];
 }
 

@@ -3,7 +3,7 @@
  * stands in it:
  *
  *   soon    tg.nt.7   first_output a, finished b   ──flush, end of the loop turn──▶ one message
- *   later   tg.nt.9   first_output a, closed c     ──every 100 ms────────────────▶ one message
+ *   later   tg.nt.9   first_output a, closed c     ──within 250 ms───────────────▶ one message
  *
  * The nearest dispatcher books by what it hears, so it hears soon. The others only free what they
  * keep for a retry, and count.
@@ -22,7 +22,7 @@ import {
 export type SendNotices = (subject: string, payload: Uint8Array) => void;
 
 /** How long a notice may wait for others. */
-export const laterMs = 100;
+export const laterMs = 250;
 
 export class NoticeOutbox {
   readonly #clock: Clock;

@@ -43,6 +43,8 @@ import { checkDispatch, type EnginePlace, engineRequestOf, rankOf } from "./work
 export interface WorkerJobsOptions {
   readonly bus: Bus;
   readonly clock: Clock;
+  /** Times notices that may wait; absent = `clock`. */
+  readonly ticks?: Clock;
   readonly gate: EchoGate;
   readonly engine: Engine;
   readonly inst: string;
@@ -109,10 +111,10 @@ export class WorkerJobs {
   constructor(options: WorkerJobsOptions) {
     this.#options = options;
     this.#blockSize = options.engine.card.blockSize;
-    const { bus, clock, gate, inst, epoch } = options;
+    const { bus, clock, ticks = clock, gate, inst, epoch } = options;
     const onCancel = (stream: SenderStream, cause: CancelCause) => this.#onCancel(stream, cause);
     this.#sender = createStreamSender({ bus, clock, gate, inst, epoch, onCancel });
-    this.#notices = new NoticeOutbox(clock, (subject, payload) =>
+    this.#notices = new NoticeOutbox(ticks, (subject, payload) =>
       publishQuietly(bus, subject, payload),
     );
   }

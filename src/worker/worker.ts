@@ -141,6 +141,7 @@ function partsOf(options: WorkerOptions): Parts {
   const jobs = new WorkerJobs({
     bus,
     clock,
+    ticks,
     gate,
     engine,
     inst,

@@ -55,7 +55,8 @@ export function startEchoGate(bus: Bus, clock: Clock): EchoGate {
     cancel();
     const nowMs = clock.nowMs();
     // Unasked beats keep to multiples of their period, beside what else a process does then.
-    const pauseMs = nowMs < askedUntilMs ? periodMs : unaskedPeriodMs - (nowMs % unaskedPeriodMs);
+    const pauseMs =
+      nowMs < askedUntilMs ? periodMs : unaskedPeriodMs - (Math.round(nowMs) % unaskedPeriodMs);
     nextBeatMs = nowMs + pauseMs;
     overdueAtMs = Math.min(overdueAtMs, nowMs + overdueMs);
     cancel = clock.after(pauseMs, beat);

@@ -31,7 +31,7 @@ it("sends the notices of one step as one message to the nearest dispatcher, in o
   expect(clock.pending()).toBe(0);
 });
 
-it("gathers for 100 ms what the others are told", () => {
+it("gathers for 250 ms what the others are told", () => {
   const { clock, messages, outbox, tell, tellLater } = outboxWithLog();
   tell("a", "near", "far");
   outbox.flush();

@@ -121,7 +121,7 @@ export interface LocalRouter {
 export interface LocalStats {
   /** Requests in the dispatcher's books. */
   readonly openRequests: number;
-  /** Those of them that wait for room. */
+  /** Those of them that wait for room, or for their turn at their worker. */
   readonly waiting: number;
   readonly bookings: number;
   /** Distinct (block, holder) pairs booked. */
@@ -169,9 +169,8 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
   const held = startHeldDispatch({ clock, load, directory, metrics }, latency?.cost.book);
   const policy = createLocalPolicy({
     ...{ inst, namespace, clock, metrics, series, serving, choice, load, directory, bookings },
-    ...{ admission, held },
+    ...{ admission, held, rules: options },
     latency: latency?.cost.book,
-    rules: options,
     workerSeries: perWorker,
     onAnswered: (workerId) => silence?.ended(workerId),
   });
@@ -211,7 +210,8 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
     overlap,
     totals,
     get stats() {
-      return { ...statsOf(tables, entries.size, sync), waiting: admission?.pending.count ?? 0 };
+      const waiting = (admission?.pending.count ?? 0) + (latency?.cost.book.heldCount ?? 0);
+      return { ...statsOf(tables, entries.size, sync), waiting };
     },
     async drain(graceMs) {
       presence.drain();

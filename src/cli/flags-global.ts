@@ -243,7 +243,7 @@ const httpFlags = {
     min: 0,
     default: hashFirstMinTokens,
     group: "HTTP",
-    help: "Longer prompts go to the routers as hashes, and once to the worker; 0 = none does.",
+    help: "Prompts of that many tokens or more reach the routers as hashes; 0 = none does.",
   },
   migrationLimit: {
     flag: "migration-limit",

@@ -22,7 +22,7 @@ export interface FrontendSettings {
   /** Acceptance to first token. */
   readonly firstTokenTimeoutMs: number;
   readonly keepAliveMs: number;
-  /** Longer prompts go to the routers as hashes; 0 = none does. */
+  /** Prompts of that many tokens or more reach the routers as hashes; 0 = none does. */
   readonly hashFirstMinTokens: number;
   readonly migrationLimit: number;
   /** Longer sequences do not migrate; undefined = all do. */

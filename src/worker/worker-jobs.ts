@@ -2,7 +2,7 @@
  * The requests a worker runs, one job each, from an accepted dispatch to the end of its stream.
  *
  *   dispatch ─▶ submit ─▶ job ──step──▶ stream frames, notices ──▶ finished
- *      │ hashes: job ─▶ prompt fetched ─▶ submit
+ *      └─ hashes: a job first, submitted when its owner has handed out the prompt
  *                          ├─ cancel, silence, newer attempt ────▶ engine told, finished
  *                          └─ fault before output ──▶ offered back: taken, or error and finished
  *

@@ -115,6 +115,9 @@ it.each(["cancel", "drain", "close"] as const)(
     if (how === "cancel") answer.call.cancel();
     else if (how === "drain") void one.worker.drain(100);
     else void one.worker.close();
+    await rig.clock.runFor(200);
+    const given = 'tiergrid_prompt_fetches_total{outcome="unwanted"} 1';
+    expect(await one.metrics.text()).toContain(given);
     await rig.clock.runFor(3_000);
     expect(answer.tokens).toEqual([]);
     expect(answer.errors).toHaveLength(1);

@@ -48,8 +48,8 @@ it("takes the cheapest pool that meets the targets, and says that it left the gr
       ...{ mode: "live", outcome: "left", grid_pool: 2 },
       targets: { ttft_ms: 900, itl_ms: 90 },
       quotes: [
-        { pool: 0, namespace: "fast", meets: true, score: 1805 },
-        { pool: 1, outcome: "answered", router: rig.middle.inst, meets: true, score: 615 },
+        { pool: 0, namespace: "fast", meets: true, score: 1810 },
+        { pool: 1, outcome: "answered", router: rig.middle.inst, meets: true, score: 630 },
         { pool: 2, meets: false, quote: { predicted_ttft_ms: 5000 } },
       ],
     },

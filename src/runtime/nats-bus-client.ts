@@ -56,9 +56,8 @@ export interface NatsClient {
   destroy(): void;
 }
 
-/** Twice a second it is looked whether anything came; stale after two pings without an answer. */
+/** How often it is looked whether anything came. */
 const lookPeriodMs = 500;
-const pingsOutMax = 2;
 /** The client's own pings would wake a process whose other messages show that the server lives. */
 const neverMs = 2 ** 31 - 1;
 const dialTimeoutMs = 2000;
@@ -157,7 +156,7 @@ export async function dialNats(options: DialOptions): Promise<NatsClient> {
   };
 }
 
-interface SilenceLook {
+export interface SilenceLook {
   readonly clock: Clock;
   /** Whether anything came since it was called last. */
   readonly takeHeard: () => boolean;
@@ -165,14 +164,14 @@ interface SilenceLook {
   readonly stale: () => void;
 }
 
-/** Pings a server that is silent for a period; silent for three it is stale, 1 to 1.5 s. */
-function lookForSilence({ clock, takeHeard, ping, stale }: SilenceLook): CancelTimer {
-  let pingsOut = 0;
+/** The first look in vain pings, the next one tells: stale is who said nothing for 1 to 1.5 s. */
+export function lookForSilence({ clock, takeHeard, ping, stale }: SilenceLook): CancelTimer {
+  let pinged = false;
   return every(clock, lookPeriodMs, () => {
-    if (takeHeard()) pingsOut = 0;
-    else if (pingsOut === pingsOutMax) stale();
+    if (takeHeard()) pinged = false;
+    else if (pinged) stale();
     else {
-      pingsOut++;
+      pinged = true;
       ping();
     }
   });

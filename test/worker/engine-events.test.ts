@@ -152,6 +152,24 @@ it("numbers events before they get lost, so that routers see the gap and can ask
   expect(missing.every(({ eventId }) => eventId > 0 && eventId < (ids.at(-1) ?? 0))).toBe(true);
 });
 
+it("sends the events that wait before it answers about them", async () => {
+  const rig = newRig();
+  const one = await addWorker(rig);
+  const batches = hearEvents(rig);
+  ask(rig, { workers: [one], tokens: promptOf(40), body: bodyOf(40) });
+  let waited = 0;
+  for (let look = 0; look < 20; look++) {
+    await rig.clock.runFor(7);
+    const before = batches.length;
+    const ring = await recover(rig, one, 0);
+    if (ring.type !== "events") continue;
+    waited += batches.length - before;
+    const ids = batches.flatMap(({ events }) => events.map(({ eventId }) => eventId));
+    expect(ids.at(-1)).toBe(ring.events.at(-1)?.eventId);
+  }
+  expect(waited).toBeGreaterThan(3);
+});
+
 it("refuses a query that is not one, or not for it", async () => {
   const rig = newRig();
   const one = await addWorker(rig);

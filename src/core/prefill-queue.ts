@@ -36,7 +36,7 @@ export interface QueuedPrompt extends PlannedRequest {
   readonly dispatchedMs: number;
   /** Place of a held one among the held. */
   dueMs: number;
-  /** Least time by which it or one behind it that is expected in time comes before its deadline. */
+  /** Of a held one: least time by which it or one behind it, if expected in time, is early. */
   slackMs: number;
   older: QueuedPrompt | undefined;
   younger: QueuedPrompt | undefined;
@@ -108,7 +108,7 @@ export class PrefillQueue {
     if (after) this.replan(nowMs, model);
     else {
       planRequest(this.plan, request, model);
-      this.#slack(request);
+      this.#countSlack();
     }
   }
 
@@ -137,11 +137,7 @@ export class PrefillQueue {
     if (!this.#plans) return;
     this.plan.startMs = startMs;
     replan(this.plan, this.oldest, nowMs, model);
-    let slackMs = Number.POSITIVE_INFINITY;
-    for (let request = this.youngest; request; request = request.older) {
-      slackMs = Math.min(slackMs, slackOf(request));
-      request.slackMs = slackMs;
-    }
+    this.#countSlack();
   }
 
   /**
@@ -182,11 +178,13 @@ export class PrefillQueue {
     forecast.breaksPromise = walk.breaksPromise;
   }
 
-  /** Tells those before `request` of its slack. */
-  #slack(request: QueuedPrompt): void {
-    const slackMs = slackOf(request);
-    let one: QueuedPrompt | undefined = request;
-    for (; one && one.slackMs > slackMs; one = one.older) one.slackMs = slackMs;
+  /** Only what is held is ever moved by a prompt that comes. */
+  #countSlack(): void {
+    let slackMs = Number.POSITIVE_INFINITY;
+    for (let request = this.youngest; request?.isHeld; request = request.older) {
+      slackMs = Math.min(slackMs, slackOf(request));
+      request.slackMs = slackMs;
+    }
   }
 
   /** Whom a request would come behind: the last in the engine, or the last held that is due earlier. */

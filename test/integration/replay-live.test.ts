@@ -4,13 +4,14 @@
  *
  * Conditions: mock engines in the time of their profile (no speed-up), which is slow for short
  * prompts so that engines and not this machine decide; about half of the workers' time in use, 25 s.
- * What a first token takes on its way through all processes is measured before, on the idle fleet,
- * and taken off. On a machine too busy for that the test is retried where retries are on.
+ * What a first token takes on its way through all processes is measured before, on the idle fleet against
+ * a replay of the same few requests, and taken off. On a machine too busy for that the test is retried
+ * where retries are on, with a fleet of its own: caches that were asked before answer otherwise.
  */
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, beforeAll, expect, it } from "vitest";
+import { afterEach, beforeEach, expect, it } from "vitest";
 import { realClock } from "../../src/base/clock.ts";
 import { mulberry32 } from "../../src/base/random.ts";
 import type { NatsServer } from "../../src/runtime/nats-server.ts";
@@ -19,7 +20,7 @@ import { runLoad } from "../../src/sim/demo-load.ts";
 import type { TraceRequest } from "../../src/sim/mooncake-trace.ts";
 import { prepareTrace } from "../../src/sim/replay/prepared-trace.ts";
 import { replay } from "../../src/sim/replay/replay.ts";
-import { summaryOf } from "../../src/sim/replay/run-summary.ts";
+import { type RunSummary, summaryOf } from "../../src/sim/replay/run-summary.ts";
 import { synthesisPresets, synthesizeTrace } from "../../src/sim/trace-synth.ts";
 import { readMockEngineConfig } from "../../src/worker/mock-engine-config.ts";
 import { type AggFleet, createAggFleet } from "./agg-fleet.ts";
@@ -62,7 +63,7 @@ let folder: string;
 let nats: NatsServer;
 let fleet: AggFleet;
 
-beforeAll(async () => {
+beforeEach(async () => {
   folder = mkdtempSync(join(tmpdir(), "tiergrid-replay-"));
   const config = join(folder, "engine.json");
   writeFileSync(config, JSON.stringify(engine));
@@ -71,7 +72,7 @@ beforeAll(async () => {
   await fleet.up();
 });
 
-afterAll(async () => {
+afterEach(async () => {
   await fleet?.down();
   fleet?.forget();
   await nats?.stop();
@@ -93,15 +94,22 @@ async function answersOf(load: readonly TraceRequest[], seed: number): Promise<C
   return answers;
 }
 
+/** The same requests in virtual time. */
+function replayed(load: readonly TraceRequest[]): RunSummary {
+  const random = mulberry32(1);
+  const trace = prepareTrace(load, { blockSize: engine.block_size, spreadMs: 0, random });
+  const pools = [{ engine: readMockEngineConfig(engine), workers, policy: "blocks" as const }];
+  return summaryOf(trace, replay({ trace, pools, speed: 1, seed: 1 }));
+}
+
 /** Milliseconds that a first token takes beside the engine's, of prompts that nobody else has. */
 async function wayMs(): Promise<number> {
-  const prefill = readMockEngineConfig(engine).perf;
   const load = Array.from({ length: idleRequests }, (_, at) => {
     const hashIds = [1_000_000 + 2 * at, 1_000_001 + 2 * at];
     return { arrivalMs: 400 * at, inputTokens: 1024, outputTokens: 2, hashIds };
   });
   const answers = await answersOf(load, 1);
-  return medianOf(answers) - prefill.prefillMs(1024, 0);
+  return medianOf(answers) - (replayed(load).ttft_ms.p50 ?? Number.NaN);
 }
 
 function medianOf(answers: readonly CompletionResult[]): number {
@@ -110,11 +118,7 @@ function medianOf(answers: readonly CompletionResult[]): number {
 }
 
 it("agrees with real processes on hit ratio and time to first token", async () => {
-  const random = mulberry32(1);
-  const trace = prepareTrace(requests, { blockSize: engine.block_size, spreadMs: 0, random });
-  const pools = [{ engine: readMockEngineConfig(engine), workers, policy: "blocks" as const }];
-  const virtual = summaryOf(trace, replay({ trace, pools, speed: 1, seed: 1 }));
-
+  const virtual = replayed(requests);
   const aside = await wayMs();
   const answers = await answersOf(requests, 42);
   expect(answers.map(({ outcome, fault }) => fault ?? outcome)).toEqual(

@@ -24,6 +24,7 @@ import { compile, messageOf, outDir } from "./stream-bench-fleet.ts";
 const readers = 24;
 const engineSpeed = 4;
 const readyMaxMs = 60_000;
+const warmUpMaxMs = 1_800_000;
 const retryMs = 250;
 const restMs = 20_000;
 const targetMbPerMinute = 0.1;
@@ -66,8 +67,12 @@ interface Sample {
 }
 
 async function soak(fleet: Parts, seed: number, times: Times): Promise<BenchRow[]> {
-  const load = startLoad(fleet.url, seed);
-  while (load.counts.completed < times.warmUpAnswers) await sleep(realClock, retryMs);
+  const load = await startLoad(fleet.url, seed);
+  const warmUntilMs = realClock.nowMs() + warmUpMaxMs;
+  while (load.counts.completed < times.warmUpAnswers) {
+    if (realClock.nowMs() > warmUntilMs) throw new Error("the warm-up takes too long");
+    await sleep(realClock, retryMs);
+  }
   // The first worker process stays; the other is replaced again and again.
   const parts = measured.flatMap((name) => fleet.parts().find((part) => part.name === name) ?? []);
   const samples = parts.map((): Sample[] => []);
@@ -112,7 +117,7 @@ interface Load {
 }
 
 /** Readers begin once the fleet has answered. */
-function startLoad(url: string, seed: number): Load {
+async function startLoad(url: string, seed: number): Promise<Load> {
   const counts: Counts = { completed: 0, failed: 0, wrongTokens: 0 };
   const agent = new Agent({ keepAlive: true, maxSockets: readers });
   const { signal } = new AbortController();
@@ -122,17 +127,15 @@ function startLoad(url: string, seed: number): Load {
   let over = false;
   const ask = (): Promise<CompletionResult> =>
     complete(client, { ...next(), arrivalMs: realClock.nowMs() });
-  const ready = async (): Promise<void> => {
-    const untilMs = realClock.nowMs() + readyMaxMs;
-    while ((await ask()).outcome !== "completed") {
-      if (realClock.nowMs() > untilMs) throw new Error("the fleet does not answer");
-      await sleep(realClock, retryMs);
-    }
-  };
+  const untilMs = realClock.nowMs() + readyMaxMs;
+  while ((await ask()).outcome !== "completed") {
+    if (realClock.nowMs() > untilMs) throw new Error("the fleet does not answer");
+    await sleep(realClock, retryMs);
+  }
   const read = async (): Promise<void> => {
     while (!over) count(counts, await ask());
   };
-  const reading = ready().then(() => Promise.all(Array.from({ length: readers }, read)));
+  const reading = Promise.all(Array.from({ length: readers }, read));
   return {
     counts,
     stop: async () => {

@@ -3,13 +3,14 @@
  * that connects the client. What it knows beyond the client's public interface stands in `internals`
  * and is checked at every dial, so that another version fails loudly.
  */
-import { type ConnectionOptions, connect, type Msg, type NatsConnection } from "nats";
+import type { ConnectionOptions, Msg, NatsConnection } from "nats";
 import { type CancelTimer, type Clock, every } from "../base/clock.ts";
 import { TiergridError } from "../base/errors.ts";
 import { tickClock } from "../base/tick-clock.ts";
 import type { BusMessage, PublishOptions } from "./bus.ts";
 import { greets } from "./nats-greeting.ts";
 import { NatsOutbox, type OutboxSocket } from "./nats-outbox.ts";
+import { connectBuffered } from "./nats-transport.ts";
 
 /** Credentials of a connection; at most one of the kinds. */
 export interface NatsCredentials {
@@ -66,10 +67,13 @@ const clusterServersMax = 32;
 
 interface Socket extends OutboxSocket {
   destroy(): unknown;
+  on(event: "data", take: (bytes: Uint8Array) => void): unknown;
+  removeAllListeners(event: "data"): unknown;
 }
 
 interface Internals {
   readonly outbound: { size(): number };
+  readonly parser: { parse(bytes: Uint8Array): void };
   readonly transport: { readonly socket?: Socket };
 }
 
@@ -79,7 +83,7 @@ export async function dialNats(options: DialOptions): Promise<NatsClient> {
   if (!tls?.handshakeFirst && !(await greets(server, clock, dialTimeoutMs))) {
     throw new TiergridError("disconnected", `${server} does not answer as a NATS server`);
   }
-  const connection = await connect({
+  const connection = await connectBuffered({
     servers: [server],
     name: options.name,
     ...options.credentials,
@@ -123,6 +127,10 @@ export async function dialNats(options: DialOptions): Promise<NatsClient> {
       );
     },
     stale: () => lost("stale"),
+  });
+  parseAtOnce(internal, (error) => {
+    options.onError(error);
+    lost("closed");
   });
   void connection.closed().then(() => lost("closed"));
   void watch(connection, options.onError);
@@ -184,11 +192,28 @@ async function watch(connection: NatsConnection, onError: (error: unknown) => vo
   }
 }
 
+/**
+ * Parses what comes within the socket's callback instead of some promises later. Called before
+ * another event of the socket can be: until then the client has parsed everything itself.
+ */
+function parseAtOnce({ parser, transport }: Internals, failed: (error: unknown) => void): void {
+  const { socket } = transport;
+  socket?.removeAllListeners("data");
+  socket?.on("data", (bytes) => {
+    try {
+      parser.parse(bytes);
+    } catch (error) {
+      failed(error);
+    }
+  });
+}
+
 function internals(connection: NatsConnection): Internals {
   const { protocol } = connection as unknown as { readonly protocol?: Internals };
   const socket = protocol?.transport?.socket;
   const written = [socket?.write, socket?.cork, socket?.uncork, socket?.destroy];
-  const calls = [...written, protocol?.outbound?.size];
+  const read = [socket?.on, socket?.removeAllListeners, protocol?.parser?.parse];
+  const calls = [...written, ...read, protocol?.outbound?.size];
   if (protocol && calls.every((call) => typeof call === "function")) return protocol;
   connection.close().catch(() => {});
   throw new TiergridError("internal_error", "this version of the nats client hides its socket");

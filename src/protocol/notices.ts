@@ -2,8 +2,9 @@
  * Lifecycle notices: how dispatchers, which see no token, learn what became of a request.
  *
  * Sent to every subject of the request's `notify` list (`failed`: to the nearest, as a request).
- * Idempotent per (rid, attempt, type); they may come late, twice and in any order. A message holds
- * one notice, or an array of those that one engine step or loop turn had for the dispatcher.
+ * Idempotent per (rid, attempt, type); they may come late, twice and in any order. Those that every
+ * request makes travel together, as `notice-frame.ts` packs them; of the others each is a message of
+ * JSON. JSON is understood of them all, one notice or an array.
  */
 import { type ErrorCode, isErrorCode, TiergridError } from "../base/errors.ts";
 import { isObject } from "./request-body.ts";
@@ -32,7 +33,7 @@ export interface QueuedNotice extends NoticeOf<"queued"> {
 /** The worker's first token left: its prefill is done. */
 export interface FirstOutputNotice extends NoticeOf<"first_output"> {
   readonly ttft_ms: number;
-  readonly cached_tokens?: number;
+  readonly cached_tokens?: number | undefined;
 }
 /** Output grew over a block boundary; only where the envelope asks for `progress`. */
 export interface ProgressNotice extends NoticeOf<"progress"> {
@@ -42,8 +43,8 @@ export interface ProgressNotice extends NoticeOf<"progress"> {
 export interface FinishedNotice extends NoticeOf<"finished"> {
   readonly outcome: FinishedOutcome;
   readonly output_tokens: number;
-  readonly finish_reason?: FinishReason;
-  readonly itl?: ItlSummary;
+  readonly finish_reason?: FinishReason | undefined;
+  readonly itl?: ItlSummary | undefined;
 }
 /** The attempt died before its first output; the dispatcher may try again. A request with reply. */
 export interface FailedNotice extends NoticeOf<"failed"> {
@@ -54,8 +55,8 @@ export interface FailedNotice extends NoticeOf<"failed"> {
 /** The owner is done with the answer; measured values as the client saw them. */
 export interface ClosedNotice extends NoticeOf<"closed"> {
   readonly outcome: "ok" | "error" | "cancelled" | "migrated";
-  readonly ttft_ms?: number;
-  readonly itl?: ItlSummary;
+  readonly ttft_ms?: number | undefined;
+  readonly itl?: ItlSummary | undefined;
   readonly output_tokens: number;
   readonly decision_ids: readonly string[];
 }
@@ -95,20 +96,13 @@ export const noticesPerMessageMax = 256;
 
 const decoder = new TextDecoder();
 
+/** One notice as a message. */
 export function encodeNotice(notice: Notice): Uint8Array {
-  return Buffer.from(noticeText(notice));
+  return Buffer.from(JSON.stringify(notice));
 }
 
-export const noticeText = (notice: Notice): string => JSON.stringify(notice);
-
-/** One message of notices that `noticeText` printed. */
-export function encodeNoticeTexts(texts: readonly string[]): Uint8Array {
-  const [only = "[]", ...rest] = texts;
-  return Buffer.from(rest.length === 0 ? only : `[${texts.join(",")}]`);
-}
-
-/** The notices of a message; throws `malformed_reply` when one of them is not a notice. */
-export function decodeNotices(payload: Uint8Array): readonly Notice[] {
+/** The notices of a JSON message; throws `malformed_reply` when one of them is not a notice. */
+export function noticesFromJson(payload: Uint8Array): readonly Notice[] {
   const json = parsed(payload);
   if (!Array.isArray(json)) return [noticeOf(json)];
   if (json.length > noticesPerMessageMax) {

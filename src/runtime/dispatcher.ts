@@ -16,12 +16,8 @@
 import { type CancelTimer, type Clock, every, sleep } from "../base/clock.ts";
 import { type ErrorCode, errorTable, TiergridError, toTiergridError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
-import {
-  decodeNotices,
-  encodeNotice,
-  type Notice,
-  type RequestNotice,
-} from "../protocol/notices.ts";
+import { decodeNotices } from "../protocol/notice-frame.ts";
+import { encodeNotice, type Notice, type RequestNotice } from "../protocol/notices.ts";
 import { type ReadDispatch, readDispatch } from "../protocol/request-frame.ts";
 import type { Phase } from "../protocol/requests.ts";
 import { decodeControl, encodeControlReply } from "../protocol/stream-control.ts";

@@ -11,12 +11,8 @@
  * message leaves at once; `close` leaves nothing behind.
  */
 import type { CancelTimer, Clock } from "../base/clock.ts";
-import {
-  encodeNoticeTexts,
-  noticesPerMessageMax,
-  noticeText,
-  type RequestNotice,
-} from "../protocol/notices.ts";
+import { type CourseNotice, encodeNotices } from "../protocol/notice-frame.ts";
+import { noticesPerMessageMax } from "../protocol/notices.ts";
 
 /** Publishes; must not throw. */
 export type SendNotices = (subject: string, payload: Uint8Array) => void;
@@ -27,8 +23,8 @@ export const laterMs = 250;
 export class NoticeOutbox {
   readonly #clock: Clock;
   readonly #send: SendNotices;
-  readonly #soon = new Map<string, string[]>();
-  readonly #later = new Map<string, string[]>();
+  readonly #soon = new Map<string, CourseNotice[]>();
+  readonly #later = new Map<string, CourseNotice[]>();
   #cancelTurn: CancelTimer | undefined;
   #cancelLater: CancelTimer | undefined;
 
@@ -38,33 +34,30 @@ export class NoticeOutbox {
   }
 
   /** Tells the nearest dispatcher of `notify` soon, the others later. */
-  tell(notify: readonly string[], notice: RequestNotice): void {
+  tell(notify: readonly string[], notice: CourseNotice): void {
     const [nearest, ...others] = notify;
     if (nearest === undefined) return;
-    const text = noticeText(notice);
-    this.#add(this.#soon, nearest, text);
+    this.#add(this.#soon, nearest, notice);
     this.#cancelTurn ??= this.#clock.after(0, () => this.flush());
-    for (const subject of others) this.#addLater(subject, text);
+    for (const subject of others) this.#addLater(subject, notice);
   }
 
   /** Tells every dispatcher of `notify` later. */
-  tellLater(notify: readonly string[], notice: RequestNotice): void {
-    if (notify.length === 0) return;
-    const text = noticeText(notice);
-    for (const subject of notify) this.#addLater(subject, text);
+  tellLater(notify: readonly string[], notice: CourseNotice): void {
+    for (const subject of notify) this.#addLater(subject, notice);
   }
 
   /** Ends a step: sends what is due soon. */
   flush(): void {
     this.#cancelTurn?.();
     this.#cancelTurn = undefined;
-    for (const [subject, texts] of this.#soon) {
+    for (const [subject, notices] of this.#soon) {
       const later = this.#later.get(subject);
-      if (later && later.length + texts.length <= noticesPerMessageMax) {
+      if (later && later.length + notices.length <= noticesPerMessageMax) {
         this.#later.delete(subject);
-        texts.push(...later);
+        notices.push(...later);
       }
-      this.#send(subject, encodeNoticeTexts(texts));
+      this.#send(subject, encodeNotices(notices));
     }
     this.#soon.clear();
   }
@@ -78,21 +71,21 @@ export class NoticeOutbox {
   #flushLater(): void {
     this.#cancelLater?.();
     this.#cancelLater = undefined;
-    for (const [subject, texts] of this.#later) this.#send(subject, encodeNoticeTexts(texts));
+    for (const [subject, notices] of this.#later) this.#send(subject, encodeNotices(notices));
     this.#later.clear();
   }
 
-  #addLater(subject: string, text: string): void {
-    this.#add(this.#later, subject, text);
+  #addLater(subject: string, notice: CourseNotice): void {
+    this.#add(this.#later, subject, notice);
     this.#cancelLater ??= this.#clock.after(laterMs, () => this.#flushLater());
   }
 
-  #add(lane: Map<string, string[]>, subject: string, text: string): void {
-    const texts = lane.get(subject);
-    if (!texts) lane.set(subject, [text]);
-    else if (texts.push(text) >= noticesPerMessageMax) {
+  #add(lane: Map<string, CourseNotice[]>, subject: string, notice: CourseNotice): void {
+    const notices = lane.get(subject);
+    if (!notices) lane.set(subject, [notice]);
+    else if (notices.push(notice) >= noticesPerMessageMax) {
       lane.delete(subject);
-      this.#send(subject, encodeNoticeTexts(texts));
+      this.#send(subject, encodeNotices(notices));
     }
   }
 }

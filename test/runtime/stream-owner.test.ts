@@ -3,7 +3,7 @@ import { expect, it } from "vitest";
 import { ManualClock } from "../../src/base/clock.ts";
 import { TiergridError } from "../../src/base/errors.ts";
 import { mulberry32, randomInt } from "../../src/base/random.ts";
-import { decodeNotices } from "../../src/protocol/notices.ts";
+import { decodeNotices } from "../../src/protocol/notice-frame.ts";
 import { encodeReceipt } from "../../src/protocol/receipts.ts";
 import { decodeDispatch, encodeDispatch } from "../../src/protocol/request-frame.ts";
 import { readBundle } from "../../src/protocol/stream-bundle.ts";

@@ -166,13 +166,13 @@ function withElapsed({ clock }: Policy, { state: { query }, receivedMs }: Entry)
 }
 
 function send(policy: Policy, entry: Entry, { key, worker }: LocalBooking): Plan {
-  const { workerId, dpRank } = worker;
+  const { workerId } = worker;
   return {
     type: "send",
     inst: workerId,
     subject: generateSubject("w", workerId),
     control: controlSubject("w", workerId),
-    body: bodyFor(entry.body, dpRank),
+    body: bodyFor(policy, entry.body, worker),
     decision: decisionOf(policy, key, worker),
     progress: policy.rules.config.routerTrackOutputBlocks || policy.latency !== undefined,
   };
@@ -189,9 +189,15 @@ function refuse({ metrics }: Policy, error: TiergridError): Plan {
   return { type: "refuse", error };
 }
 
-/** The request as the worker gets it: it runs on the chosen rank. */
-function bodyFor(body: RequestBody, dpRank: number): RequestBody {
-  return { ...body, routing: { ...body.routing, dp_rank: dpRank } };
+/** The request as the worker gets it, to run on the chosen rank: the body as it came if that says so. */
+function bodyFor(
+  { directory }: Policy,
+  body: RequestBody,
+  { workerId, dpRank }: ChosenWorker,
+): RequestBody {
+  const hasOneRank = directory.workers.get(workerId)?.card.dpSize === 1;
+  const said = body.routing?.dp_rank ?? (hasOneRank ? dpRank : undefined);
+  return said === dpRank ? body : { ...body, routing: { ...body.routing, dp_rank: dpRank } };
 }
 
 function decisionOf(policy: Policy, key: string, choice: ChosenWorker): HopDecision {

@@ -70,6 +70,20 @@ it("forwards the chosen rank to the worker", async () => {
   expect(taken[1]?.body.routing).toEqual({ dp_rank: 4 });
 });
 
+it("leaves a body as it came that says the chosen rank, or needs no rank", async () => {
+  const { send, worker, clock } = startPool(3);
+  const { taken } = worker("1", { card: { dpStart: 4, dpSize: 1 } });
+  await clock.runFor(100);
+  await send(promptOf(1, 2), { routing: { lora_name: "a" }, newer_field: [1, { deep: 2 }] })
+    .receipt;
+  await send(promptOf(2, 2), { routing: { dp_rank: 4 } }).receipt;
+  expect(taken[0]?.body).toMatchObject({
+    routing: { lora_name: "a" },
+    newer_field: [1, { deep: 2 }],
+  });
+  expect(taken.map(({ body }) => body.routing?.dp_rank)).toEqual([undefined, 4]);
+});
+
 it("tries another worker after a refusal or silence, at most three in all", async () => {
   const { send, worker, clock } = startPool(4);
   const refusing = worker("1", { manner: "overloaded" });

@@ -133,6 +133,13 @@ export function selectPool(grid: SlaGrid, query: GridQuery): PoolSelection {
   };
 }
 
+/** Place of a cell in `poolOfCell`. */
+export function flatCell(grid: SlaGrid, cell: readonly number[]): number {
+  let flat = 0;
+  for (let at = 0; at < cell.length; at++) flat = flat * grid.axes[at]!.cells + cell[at]!;
+  return flat;
+}
+
 /** Label text of a cell: `"1.0"`, `"2.0.1"`. */
 export function cellText(cell: readonly number[]): string {
   return cell.join(".");

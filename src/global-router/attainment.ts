@@ -8,14 +8,15 @@
  */
 
 import type { Clock } from "../base/clock.ts";
-import { cellText } from "../core/sla-grid.ts";
 import type { ClosedNotice, FinishedNotice } from "../protocol/notices.ts";
 import type { Log } from "../runtime/log.ts";
 import type { SlaMeasure } from "./cell-latency.ts";
+import type { PlaceSeries } from "./cell-series.ts";
 import { tellDrift } from "./drift.ts";
 import type { GridVersions, VersionTally } from "./grid-versions.ts";
 import type { DecisionRing, PoolDecision } from "./pool-decision.ts";
-import { cellLabel, type GlobalMetrics } from "./router-metrics.ts";
+import type { RequestSeries } from "./request-series.ts";
+import type { GlobalMetrics } from "./router-metrics.ts";
 
 export type Outcome = "ok" | "error" | "cancelled" | "lost";
 
@@ -27,6 +28,7 @@ export interface Scorer {
   readonly clock: Clock;
   readonly log: Log;
   readonly metrics: GlobalMetrics;
+  readonly series: RequestSeries;
   readonly versions: GridVersions;
 }
 
@@ -44,14 +46,17 @@ export function countClosed(
 ): "applied" | "duplicate" | "unknown" {
   const ids: unknown = notice.decision_ids;
   if (!Array.isArray(ids)) return "unknown";
-  const known = ids.slice(0, decisionIdsMax).flatMap((id: unknown) => ring.get(String(id)) ?? []);
-  const open = known.filter((decision) => !decision.counted);
-  for (const decision of open) {
+  let state: "applied" | "duplicate" | "unknown" = "unknown";
+  for (let at = 0; at < ids.length && at < decisionIdsMax; at++) {
+    const decision = ring.get(String(ids[at]));
+    if (!decision) continue;
+    if (state === "unknown") state = "duplicate";
+    if (decision.counted) continue;
     countEnd(scorer, decision, outcomeOf(notice));
     countTargets(scorer, decision, notice);
+    state = "applied";
   }
-  if (open.length > 0) return "applied";
-  return known.length > 0 ? "duplicate" : "unknown";
+  return state;
 }
 
 /** The outcome of a decision by an owner's or a worker's notice. */
@@ -65,8 +70,7 @@ export function outcomeOf({ outcome }: ClosedNotice | FinishedNotice): Outcome {
 export function countEnd(scorer: Scorer, decision: PoolDecision, outcome: Outcome): void {
   if (decision.counted) return;
   decision.counted = true;
-  const labels = { ...placeOf(decision), outcome };
-  scorer.metrics.counter("tiergrid_cell_requests_total", labels).add(1);
+  placeOf(scorer, decision).ended(outcome).add(1);
   const tally = tallyOf(scorer, decision);
   if (tally) tally.ended[outcome]++;
 }
@@ -102,9 +106,7 @@ function countTarget(
   decision: PoolDecision,
   { target, source, result }: Scored & { readonly result: "met" | "missed" },
 ): void {
-  const explicit = String(isExplicit(source));
-  const labels = { ...placeOf(decision), target, result, explicit };
-  scorer.metrics.counter("tiergrid_cell_sla_total", labels).add(1);
+  placeOf(scorer, decision).target(target, result, isExplicit(source)).add(1);
   const tally = tallyOf(scorer, decision);
   if (tally) tally[target][result]++;
 }
@@ -122,12 +124,10 @@ function countLatency(
   const live = scorer.versions.liveOf(decision.active);
   if (!live) return;
   const nowMs = scorer.clock.nowMs();
-  const place = { ...placeOf(decision), cell: cellText(decision.selection.cell) };
+  const { place, measuredRatio } = placeOf(scorer, decision);
   const predictedMs = predictedOf(decision, target);
   if (predictedMs !== undefined && predictedMs > 0) {
-    const labels = { role: place.role, pool: place.pool, target };
-    const ratio = scorer.metrics.histogram("tiergrid_quote_measured_ratio", labels);
-    ratio.observe(sample.measuredMs / predictedMs);
+    measuredRatio(target).observe(sample.measuredMs / predictedMs);
   }
   const explicit = isExplicit(source);
   const moved = live.cells.add(place, { target, ...sample, predictedMs, explicit }, nowMs);
@@ -153,7 +153,7 @@ function meanItlMs({ itl }: ClosedNotice): number | undefined {
 }
 
 /** The cell, and the pool that had the request last. */
-function placeOf({ selection, role, result }: PoolDecision) {
-  const pool = role.pools[result?.pool ?? selection.pool]?.namespace ?? "";
-  return { role: selection.role, cell: cellLabel(role.grid, selection.cell), pool };
+function placeOf({ series }: Scorer, decision: PoolDecision): PlaceSeries {
+  const { selection, result } = decision;
+  return series.ofCell(decision).ofPool(result?.pool ?? selection.pool);
 }

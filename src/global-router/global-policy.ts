@@ -45,14 +45,8 @@ import {
 } from "./pool-decision.ts";
 import type { LivePool } from "./pool-health.ts";
 import { type QuoteRound, quotedBody, type RoundContext, waitForQuotes } from "./quote-round.ts";
-import { createRequestSeries, type RequestSeries } from "./request-series.ts";
-import {
-  countMove,
-  countSelection,
-  countSurfaced,
-  fillsPool,
-  moveCause,
-} from "./router-metrics.ts";
+import { countSelection, type RequestSeries } from "./request-series.ts";
+import { countMove, countSurfaced, fillsPool, moveCause } from "./router-metrics.ts";
 
 export const poolWaitPollMs = 50;
 
@@ -61,7 +55,6 @@ export interface PolicyOptions extends DecisionContext, RoundContext {
   readonly scorer: Scorer;
   readonly log: Log;
   readonly budget: RetryBudget;
-  readonly model: string;
   readonly poolWaitMs: number;
   /** Told of every end, for the counters of the endpoint that took the request. */
   readonly onEnded: (decision: PoolDecision, durationMs: number, error?: TiergridError) => void;
@@ -105,8 +98,7 @@ interface FailedAttempt {
 }
 
 export function createGlobalPolicy(options: PolicyOptions): DispatchPolicy<GlobalRequest> {
-  const series = createRequestSeries(options.metrics, options.model);
-  const context: PolicyContext = { ...options, series };
+  const context: PolicyContext = { ...options, series: options.scorer.series };
   return {
     admit: (dispatch) => admit(context, dispatch),
     plan: (entry) => plan(context, entry),
@@ -121,7 +113,8 @@ function admit(context: PolicyContext, dispatch: Dispatch): GlobalRequest {
   const startedMs = context.clock.nowMs();
   const decision = decidePool(dispatch, context);
   earn(context.budget, startedMs);
-  countSelection(context.metrics, decision, context.clock.nowMs() - startedMs);
+  const tookMs = context.clock.nowMs() - startedMs;
+  countSelection(context.series, context.metrics, decision, tookMs);
   countStart(context.scorer, decision);
   context.ring.add(decision);
   return { decision, woken: undefined, open: undefined, failed: undefined, failedRouters: [] };

@@ -41,6 +41,7 @@ import { createGridControl, type GridControl } from "./grid-control.ts";
 import { createLiveChoice } from "./live-choice.ts";
 import { DecisionRing, type PoolDecision } from "./pool-decision.ts";
 import { type ActiveConfig, PoolHealth, phaseOfRole } from "./pool-health.ts";
+import { createRequestSeries } from "./request-series.ts";
 import { collectGlobal, countCondition, type GlobalMetrics } from "./router-metrics.ts";
 import {
   cardOf,
@@ -205,7 +206,8 @@ function serveEndpoints(parts: Parts): Endpoints {
   const { versions } = grids;
   const active = (rid?: string): ActiveConfig =>
     rid === undefined ? versions.inForce.active : versions.activeFor(rid);
-  const scorer: Scorer = { clock, log: options.log, metrics, versions };
+  const series = createRequestSeries(metrics, options.model);
+  const scorer: Scorer = { clock, log: options.log, metrics, series, versions };
   const context = { ...options, health, ring, live, budget, active, scorer, onEnded };
   const policy = createGlobalPolicy(context);
   const onNotice = (notice: Notice): void => {
@@ -215,8 +217,7 @@ function serveEndpoints(parts: Parts): Endpoints {
     }
     // `closed` mostly comes after `finished`, when the dispatcher has no entry for it any more.
     if (notice.type !== "closed") return;
-    const state = countClosed(scorer, ring, notice);
-    metrics.counter("tiergrid_lifecycle_notices_total", { kind: "closed", state }).add(1);
+    series.closed(countClosed(scorer, ring, notice)).add(1);
   };
   const dispatcher = new Dispatcher({ ...options, inst, level: "global", policy, onNotice });
   const subscriptions: Subscription[] = [];

@@ -15,7 +15,7 @@ import {
   type PoolStateOf,
 } from "../core/pool-choice.ts";
 import type { QuoteScore, QuoteTargets } from "../core/quote-choice.ts";
-import { cellText, type PoolSelection, type Role, selectPool } from "../core/sla-grid.ts";
+import { cellText, flatCell, type PoolSelection, type Role, selectPool } from "../core/sla-grid.ts";
 import { resolveSlaTargets, type SlaDefaults } from "../core/sla-targets.ts";
 import { type Dispatch, type HopDecision, islTokensOf, type Phase } from "../protocol/requests.ts";
 import type { ActiveConfig, ActiveRole, PoolHealth, PoolView } from "./pool-health.ts";
@@ -145,9 +145,7 @@ export function decidePool(dispatch: Dispatch, context: DecisionContext): PoolDe
 /** Where the requests of a selection may go: the cell says so for its own pool, else the pool. */
 function planOf(role: ActiveRole, { pool, gridPool, cell }: PoolSelection): PoolPlan | undefined {
   if (!role.cellPlans || pool !== gridPool) return role.plans[pool];
-  const { axes } = role.grid;
-  const place = cell.reduce((flat, index, at) => flat * (axes[at]?.cells ?? 1) + index, 0);
-  return role.cellPlans[place];
+  return role.cellPlans[flatCell(role.grid, cell)];
 }
 
 /** Puts what quotes found in force. */

@@ -1,15 +1,18 @@
 /**
- * The series that every request of the global router counts in, held per pool and role: looking one
- * up by its labels costs about a microsecond, and a request counts in eight of them.
+ * The series that every request of the global router counts in, held per pool, cell and role:
+ * looking one up by its labels costs about a microsecond, and a request counts in twenty of them.
  *
  *   ActiveConfig ──▶ LivePool ──▶ { accept, selections by reason }
- *                └─▶ role     ──▶ { selection time, attempts }
+ *                └─▶ role     ──▶ { selection time, attempts }, cells
  *
  * Held per config: series of a pool that a reload drops are removed, so those of a pool that comes
  * back are looked up anew.
  */
 import type { Role } from "../core/sla-grid.ts";
-import type { CounterSeries, HistogramSeries } from "../runtime/metrics.ts";
+import { type CounterSeries, type HistogramSeries, held } from "../runtime/metrics.ts";
+import type { SlaMeasure } from "./cell-latency.ts";
+import { createCellSeries, type FindCellSeries } from "./cell-series.ts";
+import type { PoolDecision } from "./pool-decision.ts";
 import type { ActiveConfig, LivePool } from "./pool-health.ts";
 import type { GlobalMetrics } from "./router-metrics.ts";
 
@@ -20,9 +23,15 @@ export interface PoolSeries {
 
 export interface RequestSeries {
   ofPool(active: ActiveConfig, pool: LivePool): PoolSeries;
+  readonly ofCell: FindCellSeries;
+  selectionSeconds(role: Role): HistogramSeries;
+  /** Where a target came from. */
+  targetSource(target: SlaMeasure): (source: string) => CounterSeries;
   attempts(role: Role): HistogramSeries;
   /** Lifecycle notices that changed an entry, by kind. */
   notices(kind: string): CounterSeries;
+  /** Owners' `closed` notices, by what became of them. */
+  closed(state: string): CounterSeries;
   /** Bookings freed, by cause. */
   freed(by: string): CounterSeries;
   readonly durationSeconds: HistogramSeries;
@@ -44,21 +53,53 @@ export function createRequestSeries(metrics: GlobalMetrics, model: string): Requ
       if (!pools.has(pool)) pools.set(pool, known);
       return known;
     },
+    ofCell: createCellSeries(metrics),
+    selectionSeconds: held((role: Role) =>
+      metrics.histogram("tiergrid_selection_seconds", { role }),
+    ),
+    targetSource: held((target: SlaMeasure) =>
+      held((source: string) => {
+        const labels = { target, source: sourceLabel(source) };
+        return metrics.counter("tiergrid_sla_target_source_total", labels);
+      }),
+    ),
     attempts: held((role: Role) => metrics.histogram("tiergrid_attempts_per_request", { role })),
     notices: held((kind) =>
       metrics.counter("tiergrid_lifecycle_notices_total", { kind, state: "applied" }),
+    ),
+    closed: held((state) =>
+      metrics.counter("tiergrid_lifecycle_notices_total", { kind: "closed", state }),
     ),
     freed: held((by) => metrics.counter("tiergrid_bookings_freed_total", { by })),
     durationSeconds: metrics.histogram("dynamo_component_request_duration_seconds"),
   };
 }
 
-/** `find`, asked once per key; the keys are words of this program. */
-function held<Key extends string, Series>(find: (key: Key) => Series): (key: Key) => Series {
-  const known = new Map<Key, Series>();
-  return (key) => {
-    const found = known.get(key) ?? find(key);
-    if (!known.has(key)) known.set(key, found);
-    return found;
-  };
+/** Counts one live decision, `durationMs` after its request was read. */
+export function countSelection(
+  series: RequestSeries,
+  metrics: GlobalMetrics,
+  decision: PoolDecision,
+  durationMs: number,
+): void {
+  const { role, axes, override } = decision.selection;
+  series.ofCell(decision).selections.add(1);
+  for (const { axis, clamped, source } of axes) {
+    if (clamped !== null) {
+      const labels = { role, axis: axis.name, side: clamped };
+      metrics.counter("tiergrid_axis_clamped_total", labels).add(1);
+    }
+    if (axis.name !== "ttft" && axis.name !== "itl") continue;
+    series.targetSource(axis.name)(source).add(1);
+  }
+  if (override) {
+    metrics.counter("tiergrid_priority_override_total", { role, rule: override.rule }).add(1);
+  }
+  series.selectionSeconds(role).observe(durationMs / 1000);
+}
+
+/** Header names are many and alike; one label value stands for all. */
+function sourceLabel(source: string): string {
+  if (source === "nvext.router") return "nvext_router";
+  return source.startsWith("x-") ? "header" : source;
 }

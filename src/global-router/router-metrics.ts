@@ -35,31 +35,6 @@ export function cellLabel(grid: SlaGrid, cell: readonly number[]): string {
   return grid.poolOfCell.length > cellLabelsMax ? "other" : cellText(cell);
 }
 
-/** One live decision, `durationMs` after its request was read. */
-export function countSelection(
-  metrics: GlobalMetrics,
-  { selection, role: { grid } }: PoolDecision,
-  durationMs: number,
-): void {
-  const { role, cell, axes, override } = selection;
-  metrics
-    .counter("tiergrid_grid_cell_selections_total", { role, cell: cellLabel(grid, cell) })
-    .add(1);
-  for (const { axis, clamped, source } of axes) {
-    if (clamped !== null) {
-      const labels = { role, axis: axis.name, side: clamped };
-      metrics.counter("tiergrid_axis_clamped_total", labels).add(1);
-    }
-    if (axis.name !== "ttft" && axis.name !== "itl") continue;
-    const labels = { target: axis.name, source: sourceLabel(source) };
-    metrics.counter("tiergrid_sla_target_source_total", labels).add(1);
-  }
-  if (override) {
-    metrics.counter("tiergrid_priority_override_total", { role, rule: override.rule }).add(1);
-  }
-  metrics.histogram("tiergrid_selection_seconds", { role }).observe(durationMs / 1000);
-}
-
 /** What a live request's quotes came to. */
 export function countLive(
   metrics: GlobalMetrics,
@@ -232,10 +207,4 @@ function collectPool(metrics: GlobalMetrics, health: PoolHealth, live: LivePool)
   metrics.gauge("tiergrid_pool_routers", labels).set(live.routers.length);
   metrics.gauge("tiergrid_pool_inflight", labels).set(inFlightOf(live));
   metrics.gauge("tiergrid_pool_error_ratio", labels).set(health.vitalsOf(live).error_rate ?? 0);
-}
-
-/** Header names are many and alike; one label value stands for all. */
-function sourceLabel(source: string): string {
-  if (source === "nvext.router") return "nvext_router";
-  return source.startsWith("x-") ? "header" : source;
 }

@@ -1,11 +1,11 @@
 /** What a local router counts: series for the hot path, copies of tables at each scrape. */
 import type { Clock } from "../base/clock.ts";
 import type { WorkerLoad } from "../core/worker-load.ts";
-import type { ItlSummary } from "../protocol/notices.ts";
-import type { DispatcherTotals } from "../runtime/dispatch-policy.ts";
+import type { ItlSummary, RequestNotice } from "../protocol/notices.ts";
+import type { DispatcherTotals, EndCause } from "../runtime/dispatch-policy.ts";
 import type { CardRole } from "../runtime/instance-card.ts";
 import { bookingMetrics, componentMetrics, localRouterMetrics } from "../runtime/metric-table.ts";
-import type { Metrics } from "../runtime/metrics.ts";
+import { held, type Metrics } from "../runtime/metrics.ts";
 import type { PoolWorker } from "./worker-directory.ts";
 
 /** Every family a local router needs; a process may register more beside them. */
@@ -31,6 +31,10 @@ export interface LocalSeries {
   readonly schedulingMs: Series<"histogram">;
   readonly totalMs: Series<"histogram">;
   readonly predictionError: Series<"histogram">;
+  /** Lifecycle notices that named a booking. */
+  notices(kind: RequestNotice["type"]): Series<"counter">;
+  /** Bookings freed; `failed` = an attempt before its first output. */
+  freed(by: EndCause | "failed"): Series<"counter">;
 }
 
 type Series<Kind extends "counter" | "gauge" | "histogram"> = ReturnType<LocalMetrics[Kind]>;
@@ -50,6 +54,10 @@ export function localSeries(metrics: LocalMetrics): LocalSeries {
     schedulingMs: metrics.histogram("dynamo_router_overhead_scheduling_ms"),
     totalMs: metrics.histogram("dynamo_router_overhead_total_ms"),
     predictionError: metrics.histogram("tiergrid_kv_prediction_error_tokens"),
+    notices: held((kind) =>
+      metrics.counter("tiergrid_lifecycle_notices_total", { kind, state: "applied" }),
+    ),
+    freed: held((by) => metrics.counter("tiergrid_bookings_freed_total", { by })),
   };
 }
 
@@ -72,7 +80,7 @@ export interface WorkerSeries {
   gaps(workerId: string, dpRank: number, itl: ItlSummary): void;
 }
 
-/** Series per (worker, rank); they go with the worker. */
+/** Series per (worker, rank), held and shown from when the worker is registered until it leaves. */
 export function workerSeries(metrics: LocalMetrics, role: CardRole): WorkerSeries {
   const worker_type = workerTypeOf(role);
   const rank = (worker_id: string, dp_rank: number) => ({ worker_id, dp_rank, worker_type });
@@ -81,26 +89,34 @@ export function workerSeries(metrics: LocalMetrics, role: CardRole): WorkerSerie
     dp_rank,
     worker_type,
   });
+  const [, , ttft, isl, itl] = rankFamilies;
+  const seriesOf = (workerId: string) => ({
+    ttft: held((dpRank: number) => metrics.gauge(ttft, rank(workerId, dpRank))),
+    isl: held((dpRank: number) => metrics.gauge(isl, rank(workerId, dpRank))),
+    itl: held((dpRank: number) => metrics.gauge(itl, rank(workerId, dpRank))),
+  });
+  const byWorker = new Map<string, ReturnType<typeof seriesOf>>();
   return {
     registered({ inst, card, slots }) {
+      byWorker.set(inst, seriesOf(inst));
       for (const at of slots.keys()) {
         const labels = registration(inst, card.dpStart + at);
         metrics.gauge("dynamo_component_router_worker_registered", labels).set(1);
       }
     },
     removed({ inst }) {
+      byWorker.delete(inst);
       for (const family of rankFamilies) metrics.remove(family, { worker_id: inst });
       metrics.remove("dynamo_component_router_worker_registered", { router_worker_id: inst });
     },
     firstToken(workerId, dpRank, ttftMs, islTokens) {
-      const labels = rank(workerId, dpRank);
-      const [, , ttft, isl] = rankFamilies;
-      metrics.gauge(ttft, labels).set(ttftMs / 1000);
-      metrics.gauge(isl, labels).set(islTokens);
+      const series = byWorker.get(workerId);
+      series?.ttft(dpRank).set(ttftMs / 1000);
+      series?.isl(dpRank).set(islTokens);
     },
     gaps(workerId, dpRank, { count, sum_ms }) {
-      const [, , , , itl] = rankFamilies;
-      if (count > 0) metrics.gauge(itl, rank(workerId, dpRank)).set(sum_ms / count / 1000);
+      const series = byWorker.get(workerId);
+      if (count > 0) series?.itl(dpRank).set(sum_ms / count / 1000);
     },
   };
 }

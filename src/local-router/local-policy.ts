@@ -217,8 +217,7 @@ function decisionOf(policy: Policy, key: string, choice: ChosenWorker): HopDecis
 function noticed(policy: Policy, entry: Entry, notice: RequestNotice): void {
   const { state } = entry;
   if (!state.booking) return;
-  const labels = { kind: notice.type, state: "applied" };
-  policy.metrics.counter("tiergrid_lifecycle_notices_total", labels).add();
+  policy.series.notices(notice.type).add();
   switch (notice.type) {
     case "first_output":
       firstOutput(policy, entry, notice.ttft_ms, notice.cached_tokens);
@@ -297,5 +296,5 @@ function release(policy: Policy, state: LocalRequest, by: EndCause | "failed"): 
   policy.held?.leave(booking.key);
   policy.bookings.freed(booking.key);
   const freed = policy.load.free(booking.key, policy.clock.nowMs());
-  if (freed === "ok") policy.metrics.counter("tiergrid_bookings_freed_total", { by }).add();
+  if (freed === "ok") policy.series.freed(by).add();
 }

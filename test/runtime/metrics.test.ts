@@ -11,7 +11,7 @@ import {
 } from "../../src/runtime/metric-buckets.ts";
 import type { MetricRow, MetricTable } from "../../src/runtime/metric-rows.ts";
 import { metricTables, processMetrics } from "../../src/runtime/metric-table.ts";
-import { createMetrics, HistogramSeries, seriesMax } from "../../src/runtime/metrics.ts";
+import { createMetrics, HistogramSeries, held, seriesMax } from "../../src/runtime/metrics.ts";
 import {
   collectBus,
   collectLoopDelay,
@@ -142,6 +142,18 @@ it("removes the series of a worker that left and lets stale holders count on", a
   expect(text.match(/^worker_blocks\{.*$/gm)).toEqual([
     'worker_blocks{worker_id="2",dp_rank="0"} 6',
   ]);
+});
+
+it("looks a held series up once per key", () => {
+  const metrics = createMetrics(table);
+  const asked: string[] = [];
+  const blocksOf = held((worker_id: string) => {
+    asked.push(worker_id);
+    return metrics.gauge("worker_blocks", { worker_id, dp_rank: 0 });
+  });
+  for (const worker of ["1", "2", "1", "1"]) blocksOf(worker).add(1);
+  expect(asked).toEqual(["1", "2"]);
+  expect(metrics.gauge("worker_blocks", { worker_id: "1", dp_rank: 0 }).value).toBe(3);
 });
 
 it("counts how late the common timers were", () => {

@@ -45,23 +45,26 @@ import {
 } from "./pool-decision.ts";
 import type { LivePool } from "./pool-health.ts";
 import { type QuoteRound, quotedBody, type RoundContext, waitForQuotes } from "./quote-round.ts";
-import { countSelection, type RequestSeries } from "./request-series.ts";
-import { countMove, countSurfaced, fillsPool, moveCause } from "./router-metrics.ts";
+import { countSelection } from "./request-series.ts";
+import {
+  countMove,
+  countSurfaced,
+  fillsPool,
+  type GlobalMetrics,
+  moveCause,
+} from "./router-metrics.ts";
 
 export const poolWaitPollMs = 50;
 
-export interface PolicyOptions extends DecisionContext, RoundContext {
+export interface PolicyContext extends DecisionContext, RoundContext {
   readonly ring: DecisionRing;
   readonly scorer: Scorer;
+  readonly metrics: GlobalMetrics;
   readonly log: Log;
   readonly budget: RetryBudget;
   readonly poolWaitMs: number;
   /** Told of every end, for the counters of the endpoint that took the request. */
   readonly onEnded: (decision: PoolDecision, durationMs: number, error?: TiergridError) => void;
-}
-
-interface PolicyContext extends PolicyOptions {
-  readonly series: RequestSeries;
 }
 
 /** An attempt that is out. */
@@ -97,8 +100,7 @@ interface FailedAttempt {
   readonly routerFault: boolean;
 }
 
-export function createGlobalPolicy(options: PolicyOptions): DispatchPolicy<GlobalRequest> {
-  const context: PolicyContext = { ...options, series: options.scorer.series };
+export function createGlobalPolicy(context: PolicyContext): DispatchPolicy<GlobalRequest> {
   return {
     admit: (dispatch) => admit(context, dispatch),
     plan: (entry) => plan(context, entry),

@@ -208,7 +208,7 @@ function serveEndpoints(parts: Parts): Endpoints {
     rid === undefined ? versions.inForce.active : versions.activeFor(rid);
   const series = createRequestSeries(metrics, options.model);
   const scorer: Scorer = { clock, log: options.log, metrics, series, versions };
-  const context = { ...options, health, ring, live, budget, active, scorer, onEnded };
+  const context = { ...options, health, ring, live, budget, active, series, scorer, onEnded };
   const policy = createGlobalPolicy(context);
   const onNotice = (notice: Notice): void => {
     if (notice.type === "queued") {

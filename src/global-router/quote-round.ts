@@ -10,11 +10,11 @@ import type { Plan } from "../runtime/dispatch-policy.ts";
 import { asksQuotes, type LiveChoice } from "./live-choice.ts";
 import { type PoolDecision, takeLive } from "./pool-decision.ts";
 import type { QuotePrompt } from "./pool-quotes.ts";
-import { countLive, type GlobalMetrics } from "./router-metrics.ts";
+import { countLive, type RequestSeries } from "./request-series.ts";
 
 export interface RoundContext {
   readonly live: LiveChoice;
-  readonly metrics: GlobalMetrics;
+  readonly series: RequestSeries;
 }
 
 /** How long a plan waits before it looks again whether the round is over. */
@@ -27,7 +27,7 @@ export interface QuoteRound {
 
 /** The wait for a request's quotes; undefined when there is nothing (more) to wait for. */
 export function waitForQuotes(
-  { live, metrics }: RoundContext,
+  { live, series }: RoundContext,
   round: QuoteRound,
   decision: PoolDecision,
   prompt: QuotePrompt,
@@ -39,7 +39,7 @@ export function waitForQuotes(
     // Never rejects; the plan that waits is woken by it.
     void live.choose(decision, prompt).then((record) => {
       takeLive(decision, record);
-      countLive(metrics, decision, record);
+      countLive(series, decision, record);
       woken.abort();
     });
   }

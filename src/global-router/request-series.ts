@@ -12,19 +12,23 @@ import type { Role } from "../core/sla-grid.ts";
 import { type CounterSeries, type HistogramSeries, held } from "../runtime/metrics.ts";
 import type { SlaMeasure } from "./cell-latency.ts";
 import { createCellSeries, type FindCellSeries } from "./cell-series.ts";
-import type { PoolDecision } from "./pool-decision.ts";
+import type { LiveRecord, PoolDecision } from "./pool-decision.ts";
 import type { ActiveConfig, LivePool } from "./pool-health.ts";
 import type { GlobalMetrics } from "./router-metrics.ts";
 
 export interface PoolSeries {
   readonly acceptSeconds: HistogramSeries;
   selections(reason: string): CounterSeries;
+  /** Questions for a quote, by how they ended. */
+  quotes(outcome: string): CounterSeries;
 }
 
 export interface RequestSeries {
   ofPool(active: ActiveConfig, pool: LivePool): PoolSeries;
   readonly ofCell: FindCellSeries;
   selectionSeconds(role: Role): HistogramSeries;
+  liveChoices(role: Role): (outcome: string) => CounterSeries;
+  liveSeconds(role: Role): HistogramSeries;
   /** Where a target came from. */
   targetSource(target: SlaMeasure): (source: string) => CounterSeries;
   attempts(role: Role): HistogramSeries;
@@ -44,6 +48,9 @@ export function createRequestSeries(metrics: GlobalMetrics, model: string): Requ
     selections: held((reason) =>
       metrics.counter("tiergrid_pool_selections_total", { model, role, pool, reason }),
     ),
+    quotes: held((outcome) =>
+      metrics.counter("tiergrid_pool_quotes_total", { role, pool, outcome }),
+    ),
   });
   return {
     ofPool(active, pool) {
@@ -57,6 +64,10 @@ export function createRequestSeries(metrics: GlobalMetrics, model: string): Requ
     selectionSeconds: held((role: Role) =>
       metrics.histogram("tiergrid_selection_seconds", { role }),
     ),
+    liveChoices: held((role: Role) =>
+      held((outcome: string) => metrics.counter("tiergrid_live_choices_total", { role, outcome })),
+    ),
+    liveSeconds: held((role: Role) => metrics.histogram("tiergrid_live_choice_seconds", { role })),
     targetSource: held((target: SlaMeasure) =>
       held((source: string) => {
         const labels = { target, source: sourceLabel(source) };
@@ -96,6 +107,20 @@ export function countSelection(
     metrics.counter("tiergrid_priority_override_total", { role, rule: override.rule }).add(1);
   }
   series.selectionSeconds(role).observe(durationMs / 1000);
+}
+
+/** Counts what a live request's quotes came to. */
+export function countLive(
+  series: RequestSeries,
+  { active, role: { role, live } }: PoolDecision,
+  { quotes, outcome, tookMs }: LiveRecord,
+): void {
+  for (const { pool: index, outcome: ended } of quotes) {
+    const pool = live[index];
+    if (pool) series.ofPool(active, pool).quotes(ended).add(1);
+  }
+  series.liveChoices(role)(outcome).add(1);
+  series.liveSeconds(role).observe(tookMs / 1000);
 }
 
 /** Header names are many and alike; one label value stands for all. */

@@ -10,7 +10,7 @@ import type {
   processMetrics,
 } from "../runtime/metric-table.ts";
 import type { Metrics } from "../runtime/metrics.ts";
-import type { LiveRecord, PoolDecision } from "./pool-decision.ts";
+import type { PoolDecision } from "./pool-decision.ts";
 import {
   type ActiveConfig,
   inFlightOf,
@@ -33,20 +33,6 @@ export const cellLabelsMax = 400;
 
 export function cellLabel(grid: SlaGrid, cell: readonly number[]): string {
   return grid.poolOfCell.length > cellLabelsMax ? "other" : cellText(cell);
-}
-
-/** What a live request's quotes came to. */
-export function countLive(
-  metrics: GlobalMetrics,
-  { role: { role, pools } }: PoolDecision,
-  { quotes, outcome, tookMs }: LiveRecord,
-): void {
-  for (const { pool: index, outcome: ended } of quotes) {
-    const pool = pools[index]?.namespace ?? "";
-    metrics.counter("tiergrid_pool_quotes_total", { role, pool, outcome: ended }).add(1);
-  }
-  metrics.counter("tiergrid_live_choices_total", { role, outcome }).add(1);
-  metrics.histogram("tiergrid_live_choice_seconds", { role }).observe(tookMs / 1000);
 }
 
 /** Why an attempt went to `toPool` and not to `fromPool`. */

@@ -15,6 +15,10 @@
  * At some 30 requests a second V8 compiles for about a minute, which makes a fifth of a router's CPU
  * after half a minute; so the first minute is dropped (`--quick` drops 10 s), and rest is measured
  * behind the load.
+ *
+ * `fast` rows also ask for answers four times as long. What a part's CPU per request grows by, over the
+ * tokens that the answers grew by, is what a streamed token costs it; the rest is what a request
+ * costs, decision included.
  */
 import { Agent, type IncomingMessage, request as openRequest } from "node:http";
 import { realClock, sleep } from "../src/base/clock.ts";
@@ -27,6 +31,8 @@ import { compile, cpuTimeOf } from "./stream-bench-fleet.ts";
 
 const readers = 64;
 const restSeconds = 10;
+/** How much longer the second answers of `fast` rows are. */
+const longerBy = 4;
 /** From the last answer to rest. */
 const quietMs = 3_000;
 const readyMaxMs = 60_000;
@@ -58,8 +64,18 @@ export async function run({ quick, seed, groups }: BenchOptions): Promise<BenchR
     console.error(`share ${name} …`);
     const { layout, engineSpeed } = rowsOf[name];
     const fleet = await startParts(layout, { engineSpeed });
+    const warmupMs = quick ? 10_000 : 60_000;
+    const windowMs = quick ? 10_000 : 60_000;
     try {
-      rows.push(shareRow(name, await measure(fleet, requests, quick)));
+      const measured = await measure(fleet, requests, { warmupMs, windowMs });
+      rows.push(shareRow(name, measured));
+      if (!name.endsWith("fast")) continue;
+      const longer = requests.map((request) => ({
+        ...request,
+        outputTokens: longerBy * request.outputTokens,
+      }));
+      const ofLonger = await measure(fleet, longer, { warmupMs: quick ? 5_000 : 15_000, windowMs });
+      rows.push(tokenRow(name, measured, ofLonger));
     } finally {
       await fleet.stop();
     }
@@ -90,7 +106,7 @@ interface Measured {
 async function measure(
   fleet: Parts,
   requests: readonly TraceRequest[],
-  quick: boolean,
+  { warmupMs, windowMs }: { readonly warmupMs: number; readonly windowMs: number },
 ): Promise<Measured> {
   const { url } = fleet;
   const agent = new Agent({ keepAlive: true, maxSockets: readers });
@@ -109,9 +125,9 @@ async function measure(
     }
   };
   const reading = Array.from({ length: readers }, read);
-  await sleep(realClock, quick ? 10_000 : 60_000);
+  await sleep(realClock, warmupMs);
   const [before, startMs, start] = [await cpuOf(fleet), realClock.nowMs(), { ...counts }];
-  await sleep(realClock, quick ? 10_000 : 60_000);
+  await sleep(realClock, windowMs);
   const [after, ms, end] = [await cpuOf(fleet), realClock.nowMs() - startMs, { ...counts }];
   over = true;
   await Promise.all(reading);
@@ -204,4 +220,42 @@ function shareRow(name: string, measured: Measured): BenchRow {
     target: "≤ 0.10",
     note,
   };
+}
+
+const partNames = ["global", "local", "frontend", "worker"] as const;
+
+/** What a streamed token and a request cost each part. */
+function tokenRow(name: string, measured: Measured, ofLonger: Measured): BenchRow {
+  const { perToken, perRequest } = costsOf(measured, ofLonger);
+  const sum = (costs: ReadonlyMap<Timed, number>, ...parts: readonly Timed[]): number =>
+    parts.reduce((total, part) => total + (costs.get(part) ?? 0), 0);
+  const texts = partNames.map((part) => {
+    const [token, request] = [perToken.get(part) ?? 0, perRequest.get(part) ?? 0];
+    return `${part} ${token.toFixed(3)} µs/tok and ${request.toFixed(0)} µs/request`;
+  });
+  return {
+    id: `${name}: routers' CPU per streamed token / workers' and frontend's`,
+    unit: "of ends",
+    baseline: Number.NaN,
+    ours: sum(perToken, "global", "local") / sum(perToken, "worker", "frontend"),
+    ratio: Number.NaN,
+    target: "≤ 0.10",
+    note: `${texts.join(", ")}; answers of ${tokensEach(measured).toFixed(0)} and ${tokensEach(ofLonger).toFixed(0)}`,
+  };
+}
+
+const tokensEach = ({ outputTokens, answers }: Measured): number => outputTokens / answers;
+
+/** The line through both measurements, by part, without what it takes at rest. */
+function costsOf(short: Measured, long: Measured) {
+  const [perToken, perRequest] = [new Map<Timed, number>(), new Map<Timed, number>()];
+  for (const part of partNames) {
+    const eachUs = ({ cpuUs, restUs, ms, answers }: Measured): number =>
+      ((cpuUs.get(part) ?? 0) - ((restUs.get(part) ?? 0) * ms) / 1000) / answers;
+    const [shortTokens, longTokens] = [tokensEach(short), tokensEach(long)];
+    const token = (eachUs(long) - eachUs(short)) / (longTokens - shortTokens);
+    perToken.set(part, token);
+    perRequest.set(part, eachUs(short) - token * shortTokens);
+  }
+  return { perToken, perRequest };
 }

@@ -159,8 +159,8 @@ export function startLocalRouter(options: LocalRouterOptions): LocalRouter {
     ? startReplicaSync({ ...options, inst, load, directory })
     : undefined;
   const bookings: BookingListener = sync ?? nobodyListens;
-  const { decisionsKept = decisionsKeptDefault } = options;
-  const decisions = decisionsKept > 0 ? new DecisionRing(decisionsKept) : undefined;
+  const { decisionsKept: kept = decisionsKeptDefault, config } = options;
+  const decisions = kept > 0 ? new DecisionRing(kept, config.routerCostMode) : undefined;
   const choice = choiceOf(options, tables, series, { bookings, decisions });
   const admission = startAdmission({ ...options, rules: options, choice, load, directory });
   const serving = servingLatch(options, directory);

@@ -16,7 +16,7 @@ import type {
 import { chooseAndBook, explain } from "../core/decision.ts";
 import type { Decision, DecisionRecorder } from "../core/decision-record.ts";
 import type { SelectionRefusal, WorkerConstraints } from "../core/worker-roster.ts";
-import type { DecisionRing, KeptDecision } from "./decision-ring.ts";
+import { candidatesKept, type DecisionRing, type KeptDecision } from "./decision-ring.ts";
 import { createOverlapMatch, type OverlapMatch, type OverlapSources } from "./overlap-match.ts";
 import type { RouteQuery } from "./route-query.ts";
 import type { WorkerDirectory } from "./worker-directory.ts";
@@ -117,9 +117,6 @@ export function createWorkerChoice(context: ChoiceContext, askRandom: Random): W
     },
   };
 }
-
-/** Candidates that a kept decision shows. */
-const candidatesKept = 8;
 
 function recorderOf(
   ring: DecisionRing,

@@ -8,9 +8,9 @@ import { type CancelTimer, type Clock, every } from "../base/clock.ts";
 import { TiergridError } from "../base/errors.ts";
 import { tickClock } from "../base/tick-clock.ts";
 import type { BusMessage, PublishOptions } from "./bus.ts";
+import { connectBuffered } from "./nats-bus-transport.ts";
 import { greets } from "./nats-greeting.ts";
 import { NatsOutbox, type OutboxSocket } from "./nats-outbox.ts";
-import { connectBuffered } from "./nats-transport.ts";
 
 /** Credentials of a connection; at most one of the kinds. */
 export interface NatsCredentials {

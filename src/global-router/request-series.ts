@@ -1,6 +1,6 @@
 /**
  * The series that every request of the global router counts in, held per pool, cell and role:
- * looking one up by its labels costs about a microsecond, and a request counts in twenty of them.
+ * looking one up by its labels costs about a microsecond, and a request counts in fifteen of them.
  *
  *   ActiveConfig ──▶ LivePool ──▶ { accept, selections by reason }
  *                └─▶ role     ──▶ { selection time, attempts }, cells

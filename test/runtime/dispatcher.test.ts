@@ -2,6 +2,7 @@ import { expect, it } from "vitest";
 import { ManualClock } from "../../src/base/clock.ts";
 import { TiergridError } from "../../src/base/errors.ts";
 import { mulberry32 } from "../../src/base/random.ts";
+import { encodeNotices } from "../../src/protocol/notice-frame.ts";
 import { encodeNotice, type Notice } from "../../src/protocol/notices.ts";
 import { decodeReceipt, encodeReceipt } from "../../src/protocol/receipts.ts";
 import { decodeDispatch, encodeDispatch } from "../../src/protocol/request-frame.ts";
@@ -193,6 +194,21 @@ it("passes the worker's acceptance on and puts itself in front of the notify lis
   tell(finished(firstCall));
   await clock.runFor(10);
   expect(dispatcher.entries.size).toBe(0);
+  expect(states[0]).toMatchObject({ booked: false, ends: ["finished"] });
+});
+
+it("takes notices as records, and counts a message that it cannot read", async () => {
+  const { ask, run, outside, dispatcher, clock, states } = rig(["accept"]);
+  await run(ask());
+  const ended = encodeNotices([
+    { type: "first_output", rid, attempt: firstCall, ttft_ms: 1 },
+    { type: "finished", rid, attempt: firstCall, outcome: "ok", output_tokens: 3 },
+  ]);
+  outside.publish(noticeSubject("9"), ended.subarray(0, -1));
+  await clock.runFor(10);
+  expect([dispatcher.totals.lateNotices, dispatcher.entries.size]).toEqual([1, 1]);
+  outside.publish(noticeSubject("9"), ended);
+  await clock.runFor(10);
   expect(states[0]).toMatchObject({ booked: false, ends: ["finished"] });
 });
 

@@ -8,10 +8,12 @@
  *   own       prefill of u alone                        what it delays and evicts of others'
  *   harm      (d' - d) * (n + 1) * O + d' * O           its share in everybody's decoding
  *   full      10000 * max(0, use of KV memory - 0.9)
- *   cost      T + externality * delayed * own + decodeHarm * harm + kvUsage * full
+ *   cost      T + externality * delayed * own + decodeHarm * roomy * harm + kvUsage * full
  *
  * `delayed` is 1, in prefill pools 3/4 of the prompts that a worker has queued on average: own work
  * makes those wait that come before a queue is empty, nobody in an idle pool and many in a full one.
+ * `roomy` is 1 while half of the candidates' KV memory is free: a step grows the less the fuller the
+ * memory is, so that harm alone would prefer the fullest of many full workers.
  * d and d' are decode steps without and with the request. Prefill workers decode nothing: d = 0 and
  * no harm, and T is planned pass by pass (`prefill-plan.ts`). Decode workers compute no prompt: T =
  * d', harm counts in full. Under a target the score of `best-fit.ts` stands in for the cost, and a
@@ -58,6 +60,8 @@ const progressShareMax = 0.95;
 /** Prompts that own work delays in a prefill pool, per prompt that a worker has queued. */
 const delayedPerQueued = 0.75;
 const kvUsageFree = 0.9;
+/** Decode harm counts less where a smaller share of the candidates' KV memory is free. */
+const roomyFree = 0.5;
 const fullMsPerUsage = 10_000;
 
 /** Latency cost over the queues of `options.book`. */
@@ -65,6 +69,7 @@ export function latencyCost(options: LatencyCostOptions): CostMode {
   // One measure for all candidates: pricing allocates nothing.
   const measure = emptyMeasure();
   const front: FrontWorker = { slot: -1, waitMs: 0, nextWaitMs: 0, ownMs: 0 };
+  let roomy = 1;
   return {
     name: "latency",
     cachedTokens,
@@ -72,9 +77,10 @@ export function latencyCost(options: LatencyCostOptions): CostMode {
       let nonFinite = 0;
       let frontPlace = -1;
       noFront(front);
+      roomy = roomyShare(options.book, candidates, count);
       for (let place = 0; place < count; place++) {
         const slot = candidates[place]!;
-        const cost = measureAt(options, input, slot, measure);
+        const cost = measureAt(options, input, slot, roomy, measure);
         costs[place] = cost;
         if (!Number.isFinite(cost)) nonFinite++;
         if (input.fitTargetMs === undefined || !Number.isFinite(cost)) continue;
@@ -86,7 +92,7 @@ export function latencyCost(options: LatencyCostOptions): CostMode {
     },
     terms: (input, candidates, count) =>
       Array.from(candidates.subarray(0, count), (slot) => {
-        measureAt(options, input, slot, measure);
+        measureAt(options, input, slot, roomy, measure);
         if (slot === front.slot) measure.frontGpuMs = frontGpuMs(front, options);
         measure.cost += measure.frontGpuMs;
         return { ...measure };
@@ -127,6 +133,7 @@ function measureAt(
   options: LatencyCostOptions,
   input: CostInput,
   slot: number,
+  roomy: number,
   measure: Measure,
 ): number {
   const { book, weights, gpus } = options;
@@ -137,6 +144,9 @@ function measureAt(
   measure.heldMs = 0;
   if (!book.modelAt(slot)) return measure.cost;
   measureDecode(options, input, slot, measure);
+  // Whole: a discount would make a full pool look cheaper than others.
+  measure.decodeGpuMs = measure.harmMs * gpus;
+  measure.harmMs *= roomy;
   measure.cachedTokens = cachedTokens(input, slot);
   if (role === "decode") {
     measure.uncachedTokens = 0;
@@ -150,12 +160,27 @@ function measureAt(
   measure.costMs = measure.ttftMs + measure.delayMs + measure.harmMs + measure.fullMs;
   measure.taintFactor = taintFactorOf(input, slot);
   measure.prefillGpuMs = measure.ownPrefillMs * gpus;
-  measure.decodeGpuMs = measure.harmMs * gpus;
   measure.cost =
     input.fitTargetMs === undefined
       ? measure.costMs * measure.taintFactor
       : scoreOf(measure, input.fitTargetMs, options);
   return measure.cost;
+}
+
+/** Share of decode harm that counts: falls with the square of the free memory from `roomyFree` on. */
+function roomyShare(book: LatencyBook, candidates: Int32Array, count: number): number {
+  if (book.role !== "aggregated") return 1;
+  let usedTokens = 0;
+  let capacityTokens = 0;
+  for (let place = 0; place < count; place++) {
+    const slot = candidates[place]!;
+    const model = book.modelAt(slot);
+    if (!model) continue;
+    usedTokens += book.activeKvTokens(slot);
+    capacityTokens += model.shape.limits.capacityTokens;
+  }
+  const free = Math.max(0, capacityTokens - usedTokens);
+  return free >= roomyFree * capacityTokens ? 1 : (free / (roomyFree * capacityTokens)) ** 2;
 }
 
 /** Elsewhere the weight alone stands for them, as the reference has it. */

@@ -27,7 +27,10 @@ const costWeights = {
 };
 
 /** The state of the vectors, reached by calls; each request also holds a partly filled block. */
-function bookOf(role: LatencyRole = "aggregated"): LatencyBook {
+function bookOf(
+  role: LatencyRole = "aggregated",
+  capacityBlocks: number = setup.capacity_blocks,
+): LatencyBook {
   const inFlight = workers.map(({ pending, decoding_requests }) => {
     return pending.length + decoding_requests;
   });
@@ -37,7 +40,7 @@ function bookOf(role: LatencyRole = "aggregated"): LatencyBook {
   };
   const book = new LatencyBook({ role, blockSize, load, random: mulberry32(1) });
   const shape = new ShapeLatency(polynomialPerf, {
-    capacityTokens: setup.capacity_blocks * blockSize,
+    capacityTokens: capacityBlocks * blockSize,
     batchTokens: setup.max_num_batched_tokens,
   });
   const sequence = new Uint32Array(0);
@@ -127,6 +130,26 @@ it.each(["latency_default", "latency_ttft_only"] as const)("prices every term of
   const lowest = Math.min(...found.map(({ cost }) => cost));
   const cheapest = workers.filter((_, at) => found[at]!.cost === lowest);
   expect(cheapest.map(({ worker_id }) => worker_id)).toEqual(winners);
+});
+
+it("counts decode harm by the square of the memory that is free once less than half is", () => {
+  const usedBlocks = workers.reduce((sum, worker) => sum + worker.active_blocks, 0);
+  for (const [use, share] of [
+    [0.25, 1],
+    [0.5, 1],
+    [0.75, 0.25],
+    [0.9, 0.04],
+    [1.5, 0],
+  ] as const) {
+    const capacityBlocks = usedBlocks / (use * workers.length);
+    for (const terms of termsOf(bookOf("aggregated", capacityBlocks), inputOf())) {
+      expect(terms.harmMs).toBeCloseTo(share * terms.decodeGpuMs, 9);
+      expect(terms.costMs).toBe(terms.ttftMs + terms.delayMs + terms.harmMs + terms.fullMs);
+    }
+    for (const terms of termsOf(bookOf("decode", capacityBlocks), inputOf())) {
+      expect(terms.harmMs).toBe(terms.decodeGpuMs);
+    }
+  }
 });
 
 it("counts blocks of booked prompts as cached where they reach further than the index", () => {

@@ -29,6 +29,7 @@ import type { Bus, BusMessage } from "../src/runtime/bus.ts";
 import { Dispatcher } from "../src/runtime/dispatcher.ts";
 import { connectNatsBus } from "../src/runtime/nats-bus.ts";
 import { NoticeOutbox } from "../src/runtime/notice-outbox.ts";
+import { letHeapGrow } from "../src/runtime/process.ts";
 import { createStreamSender, type SenderStream } from "../src/runtime/stream-sender.ts";
 import { busWire, plainWire, type RelayWire, relayRouter, relayWorker } from "./baselines/relay.ts";
 import { client, plainClient } from "./stream-bench-client.ts";
@@ -157,6 +158,8 @@ function router(bus: Bus, inst: string, next: string): void {
 }
 
 async function main(): Promise<void> {
+  // As every process of the product does; the baseline's too.
+  letHeapGrow();
   const [role = "", url = "", inst = "", next = ""] = process.argv.slice(2);
   if (role === "sink") {
     sink(Number(url), Number(inst));

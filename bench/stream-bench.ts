@@ -121,9 +121,9 @@ const rowGroups: Readonly<Record<string, (load: Load) => Promise<BenchRow[]>>> =
     const mean = await againstRelay(load, "sse", "dispatcher-a", meanOutputTokens);
     const long = await againstRelay(load, "sse", "dispatcher-a", 1000);
     return [
-      tokenShare("routers' CPU per streamed token, client writes SSE", mean, long, "≤ 0.10"),
-      routerShare(`whole answers of ${meanOutputTokens} tokens, client writes SSE`, mean, "-"),
-      routerShare("whole answers of 1000, client writes SSE", long, "-"),
+      routerShare(`share of ${meanOutputTokens} tokens, client writes SSE`, mean, "≤ 0.10"),
+      routerShare("share of 1000, client writes SSE", long, "≤ 0.10"),
+      tokenShare("share of a further token, client writes SSE", mean, long, "-"),
       cpu("dispatcher's CPU per token, SSE", "µs/tok", mean, "routerCpuUs", "-"),
     ];
   },

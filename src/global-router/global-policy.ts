@@ -105,7 +105,7 @@ export function createGlobalPolicy(context: PolicyContext): DispatchPolicy<Globa
     admit: (dispatch) => admit(context, dispatch),
     plan: (entry) => plan(context, entry),
     attemptFailed: (entry, error) => attemptFailed(context, entry.state, error),
-    accepted: (entry) => accepted(context, entry.state),
+    accepted: (entry, waitedMs) => accepted(context, entry.state, waitedMs),
     noticed: (entry, notice) => noticed(context, entry, notice),
     ended: (entry, cause) => ended(context, entry, cause),
   };
@@ -310,13 +310,17 @@ export function heardQueued({ open }: GlobalRequest): void {
   if (open) open.heard = true;
 }
 
-function accepted({ clock, health, series }: PolicyContext, request: GlobalRequest): void {
+function accepted(
+  { clock, health, series }: PolicyContext,
+  request: GlobalRequest,
+  waitedMs: number,
+): void {
   const { open, decision } = request;
   if (!open) return;
   const { pool, record } = open;
   open.heard = true;
   record.outcome = "accepted";
-  record.tookMs = clock.nowMs() - record.startedMs;
+  record.tookMs = Math.max(0, clock.nowMs() - waitedMs - record.startedMs);
   health.accepted(pool, record.tookMs);
   series.ofPool(decision.active, pool).acceptSeconds.observe(record.tookMs / 1000);
 }

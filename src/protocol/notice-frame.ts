@@ -12,6 +12,7 @@
  *   2 progress       output so far
  *   3 finished       output                          outcome, finishReason, itl
  *   4 closed         output                          outcome, ttftMs, itl, decision ids
+ *   5 accepted       0                               ttftMs: waited, ids: the worker's instance
  *
  * Invariants: a message is a header and 1 to `noticesPerMessageMax` records, of which the last ends
  * it; a length is checked before what it spans is read; fields that a type does not use are 0, or
@@ -19,6 +20,7 @@
  */
 import { TiergridError } from "../base/errors.ts";
 import {
+  type AcceptedNotice,
   type ClosedNotice,
   type FinishedNotice,
   type FinishedOutcome,
@@ -33,7 +35,12 @@ import { isU32 } from "./request-body.ts";
 import type { FinishReason } from "./stream-frames.ts";
 
 /** What a request tells while nothing goes wrong; other notices are rare and travel as JSON. */
-export type CourseNotice = FirstOutputNotice | ProgressNotice | FinishedNotice | ClosedNotice;
+export type CourseNotice =
+  | AcceptedNotice
+  | FirstOutputNotice
+  | ProgressNotice
+  | FinishedNotice
+  | ClosedNotice;
 
 const magic = 0x4e54;
 const version = 1;
@@ -41,7 +48,7 @@ const headerBytes = 4;
 const recordBytes = 56;
 const ridAt = 24;
 const itlBytes = 12;
-const recordTypes = { first_output: 1, progress: 2, finished: 3, closed: 4 } as const;
+const recordTypes = { first_output: 1, progress: 2, finished: 3, closed: 4, accepted: 5 } as const;
 const outcomes: readonly FinishedOutcome[] = ["ok", "error", "cancelled", "migrated"];
 const finishReasons: readonly (FinishReason | undefined)[] = [
   undefined,
@@ -76,7 +83,6 @@ function bytesOf(notice: CourseNotice): number {
 /** Answers where the record ends. */
 function writeNotice(bytes: Buffer, at: number, notice: CourseNotice): number {
   const { type, rid, attempt } = notice;
-  const isFirst = type === "first_output";
   const itl = itlOf(notice);
   const ids = idsOf(notice);
   bytes[at] = recordTypes[type];
@@ -84,10 +90,10 @@ function writeNotice(bytes: Buffer, at: number, notice: CourseNotice): number {
   bytes[at + 2] = type === "finished" ? finishReasons.indexOf(notice.finish_reason) : 0;
   bytes[at + 3] = itl?.buckets.length ?? 0;
   bytes.writeUInt32LE(attempt, at + 4);
-  const tokens = isFirst ? notice.cached_tokens : notice.output_tokens;
+  const tokens = tokensOf(notice);
   bytes.writeUInt32LE(isU32(tokens) ? tokens : tokensUnsaid, at + 8);
   bytes.writeUInt32LE(ids.length, at + 12);
-  bytes.writeDoubleLE((isFirst || type === "closed" ? notice.ttft_ms : undefined) ?? NaN, at + 16);
+  bytes.writeDoubleLE(timeOf(notice) ?? NaN, at + 16);
   bytes.write(rid, at + ridAt, "latin1");
   let end = at + recordBytes;
   if (itl) end = writeItl(bytes, end, itl);
@@ -105,11 +111,22 @@ function writeItl(bytes: Buffer, at: number, { count, sum_ms, buckets }: ItlSumm
   return end;
 }
 
+function tokensOf(notice: CourseNotice): number | undefined {
+  if (notice.type === "accepted") return 0;
+  return notice.type === "first_output" ? notice.cached_tokens : notice.output_tokens;
+}
+
+function timeOf(notice: CourseNotice): number | undefined {
+  if (notice.type === "accepted") return notice.waited_ms;
+  return "ttft_ms" in notice ? notice.ttft_ms : undefined;
+}
+
 function itlOf(notice: CourseNotice): ItlSummary | undefined {
   return notice.type === "finished" || notice.type === "closed" ? notice.itl : undefined;
 }
 
 function idsOf(notice: CourseNotice): readonly string[] {
+  if (notice.type === "accepted") return [notice.inst];
   return notice.type === "closed" ? notice.decision_ids : noIds;
 }
 
@@ -167,8 +184,13 @@ function readNotice(cursor: Cursor): CourseNotice {
       const output_tokens = tokens;
       return { type: "closed", rid, attempt, outcome, output_tokens, ttft_ms, itl, decision_ids };
     }
+    case recordTypes.accepted: {
+      const [inst] = readIds(cursor, bytes.readUInt32LE(at + 12));
+      if (!inst) fail("the instance that accepted", "none");
+      return { type: "accepted", rid, attempt, inst, waited_ms: ttftMs };
+    }
     default:
-      return fail("a type of 1 to 4", bytes[at]);
+      return fail("a type of 1 to 5", bytes[at]);
   }
 }
 

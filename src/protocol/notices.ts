@@ -30,6 +30,12 @@ export interface QueuedNotice extends NoticeOf<"queued"> {
   /** Requests ahead of this one; 0 when it only waits for a hop's answer. */
   readonly position: number;
 }
+/** A worker took the request, where the envelope asks for a notice instead of a receipt. */
+export interface AcceptedNotice extends NoticeOf<"accepted"> {
+  readonly inst: string;
+  /** From acceptance until the notice was sent. */
+  readonly waited_ms: number;
+}
 /** The worker's first token left: its prefill is done. */
 export interface FirstOutputNotice extends NoticeOf<"first_output"> {
   readonly ttft_ms: number;
@@ -69,6 +75,7 @@ export interface ActiveNotice {
 
 export type RequestNotice =
   | QueuedNotice
+  | AcceptedNotice
   | FirstOutputNotice
   | ProgressNotice
   | FinishedNotice
@@ -83,6 +90,7 @@ export interface FailedReply {
 
 const noticeTypes = new Set([
   "queued",
+  "accepted",
   "first_output",
   "progress",
   "finished",
@@ -126,6 +134,9 @@ function noticeOf(value: unknown): Notice {
   }
   if (typeof value["rid"] !== "string" || !Number.isInteger(value["attempt"])) {
     throw new TiergridError("malformed_reply", `a ${type} notice names rid and attempt`);
+  }
+  if (type === "accepted" && (typeof value["inst"] !== "string" || value["inst"] === "")) {
+    throw new TiergridError("malformed_reply", "an accepted notice names inst");
   }
   if (type === "failed" && !isErrorCode(value["code"])) {
     return { ...value, code: "internal_error" } as unknown as FailedNotice;

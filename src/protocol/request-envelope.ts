@@ -32,6 +32,7 @@ export function envelopeToJson(envelope: Envelope): JsonObject {
     ...(envelope.promptFrom === undefined ? {} : { prompt_from: envelope.promptFrom }),
     notify: envelope.notify,
     ...(envelope.progress ? { progress: true } : {}),
+    ...(envelope.acceptNotice ? { accept_notice: true } : {}),
     avoid: envelope.avoid,
     decisions: envelope.decisions,
   };
@@ -46,7 +47,8 @@ export function envelopeText(envelope: Envelope): string {
   const { promptFrom } = envelope;
   const from = promptFrom === undefined ? "" : `"prompt_from":${quoted(promptFrom)},`;
   const progress = envelope.progress ? `,"progress":true` : "";
-  const lists = `${from}"notify":${listText(notify)}${progress},"avoid":${listText(avoid)}`;
+  const flags = envelope.acceptNotice ? `${progress},"accept_notice":true` : progress;
+  const lists = `${from}"notify":${listText(notify)}${flags},"avoid":${listText(avoid)}`;
   const rest = `${lists},"decisions":${listText(decisions)}`;
   return `{${call},"deadline_ms":${deadlineMs},"stream":${owner},${rest}}`;
 }
@@ -80,11 +82,12 @@ export function envelopeFromJson(
     avoid: listOf(json, "avoid", avoidMax, isName) as readonly string[],
     decisions: listOf(json, "decisions", decisionsMax, isDecision) as readonly HopDecision[],
   };
-  const { progress, prompt_from: promptFrom } = json;
+  const { progress, prompt_from: promptFrom, accept_notice: acceptNotice } = json;
   return {
     ...envelope,
     ...(promptFrom === undefined ? {} : { promptFrom: inboxOf("prompt_from", promptFrom) }),
     ...(progress === undefined ? {} : { progress: flagOf("progress", progress) }),
+    ...(acceptNotice === undefined ? {} : { acceptNotice: flagOf("accept_notice", acceptNotice) }),
   };
 }
 

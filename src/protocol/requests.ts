@@ -1,5 +1,6 @@
 /**
- * What travels down: a request, and the receipt that comes back up hop by hop.
+ * What travels down: a request, and the receipt that comes back up hop by hop, unless acceptance is told
+ * by notices.
  *
  *   owner ──Dispatch──▶ global ──Dispatch──▶ local ──Dispatch──▶ worker
  *   owner ◀──Receipt─── global ◀──Receipt─── local ◀──Receipt─── worker
@@ -124,6 +125,11 @@ export interface Envelope {
   readonly notify: readonly string[];
   /** The nearest of them wants `progress` notices; default false. */
   readonly progress?: boolean;
+  /**
+   * The owner needs no receipt when a worker accepts, since its stream says so: dispatchers hear it by
+   * an `accepted` notice. Default false. Refusals are receipts in any case.
+   */
+  readonly acceptNotice?: boolean;
   /** Instances the owner saw fail for this request; skipped while others can take it. */
   readonly avoid: readonly string[];
   readonly decisions: readonly HopDecision[];

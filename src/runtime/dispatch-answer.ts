@@ -7,8 +7,11 @@ import type { Bus, BusMessage } from "./bus.ts";
 import { publishFrame, publishQuietly } from "./dispatch-offer.ts";
 import type { DispatcherTotals } from "./dispatch-policy.ts";
 
-/** `payload` is the receipt as it came from below: it is passed on as it is. */
-export type Answer = (receipt: Receipt, payload?: Uint8Array) => void;
+/**
+ * `payload` is the receipt as it came from below: it is passed on as it is. No receipt: a worker
+ * accepted, and the owner hears it from there.
+ */
+export type Answer = (receipt: Receipt | undefined, payload?: Uint8Array) => void;
 
 /** The way to answer the sender of `message`; refusals are counted. */
 export function answerTo(
@@ -19,6 +22,7 @@ export function answerTo(
 ): Answer {
   const wantsReceipt = message.reply !== undefined && message.reply !== envelope.stream.subject;
   return (receipt, payload) => {
+    if (!receipt) return;
     if (receipt.type === "refused") totals.refused += 1;
     if (wantsReceipt) publishQuietly(bus, message.reply, payload ?? encodeReceipt(receipt));
     else if (receipt.type === "refused") {

@@ -15,9 +15,9 @@ import {
   attemptPartMax,
   attemptParts,
   islTokensOf,
-  type Receipt,
 } from "../protocol/requests.ts";
 import type {
+  Acceptance,
   DispatchEntry,
   DispatcherTotals,
   DispatchPolicy,
@@ -88,7 +88,7 @@ export class DispatchBook<State> {
       target: undefined,
       worker: undefined,
       lastSeenMs: nowMs,
-      extendOffer: undefined,
+      offer: undefined,
       cancel: new CancelSwitch(),
     };
     this.entries.set(entry.rid, entry);
@@ -115,17 +115,14 @@ export class DispatchBook<State> {
     entry.target = target;
   }
 
-  accept(
-    entry: DispatchEntry<State>,
-    receipt: Receipt & { readonly type: "accepted" },
-    nowMs: number,
-  ): void {
+  accept(entry: DispatchEntry<State>, acceptance: Acceptance, nowMs: number): void {
+    const { attempt, inst, control, workerId: id, waitedMs = 0 } = acceptance;
     entry.phase = "accepted";
-    entry.attempt = Math.max(entry.attempt, receipt.attempt);
-    entry.worker = { inst: receipt.inst, control: receipt.control, id: receipt.workerId };
+    entry.attempt = Math.max(entry.attempt, attempt);
+    entry.worker = { inst, control, id };
     entry.lastSeenMs = nowMs;
     this.totals.accepted += 1;
-    this.#policy.accepted(entry);
+    this.#policy.accepted(entry, waitedMs);
   }
 
   /** The attempt died before its first output; the entry waits for another plan. */

@@ -15,15 +15,21 @@ import { encodeControl } from "../protocol/stream-control.ts";
 import type { StreamFrame } from "../protocol/stream-frames.ts";
 import { encodeStreamFrame } from "../protocol/stream-message.ts";
 import type { Bus } from "./bus.ts";
-import type { DispatchEntry, SendPlan } from "./dispatch-policy.ts";
+import type { Acceptance, DispatchEntry, OpenOffer, SendPlan } from "./dispatch-policy.ts";
 
 export type OfferOutcome =
   | {
-      readonly accepted: Receipt & { readonly type: "accepted" };
-      /** The receipt's bytes, to pass on. */
-      readonly payload: Uint8Array;
+      readonly accepted: Acceptance;
+      /** The receipt's bytes, to pass on; absent when a notice told it, and nobody waits for one. */
+      readonly receipt?: PassedReceipt;
     }
   | { readonly error: TiergridError; readonly retryAfterMs?: number };
+
+/** A receipt from below and its bytes. */
+export interface PassedReceipt {
+  readonly receipt: Receipt;
+  readonly payload: Uint8Array;
+}
 
 export interface OfferOptions {
   readonly bus: Bus;
@@ -47,7 +53,7 @@ export function encodeForward(
   noticeSubject: string,
 ): Uint8Array {
   if (!prompt) throw new TiergridError("internal_error", "the prompt is gone");
-  const { rid, first, phase, stream, promptFrom, avoid } = envelope;
+  const { rid, first, phase, stream, promptFrom, avoid, acceptNotice } = envelope;
   const forwarded: Envelope = {
     rid,
     attempt,
@@ -58,6 +64,7 @@ export function encodeForward(
     ...(promptFrom !== undefined && { promptFrom }),
     notify: [noticeSubject, ...envelope.notify],
     progress: plan.progress === true,
+    ...(acceptNotice && { acceptNotice }),
     avoid,
     decisions: [...envelope.decisions, plan.decision],
   };
@@ -68,14 +75,11 @@ export function encodeForward(
 /** Longer than the gate needs to see that an echo is overdue, and less than a reading of it counts. */
 const gateAskedMs = 250;
 
-/** The hop said it is still looking for a worker. */
-export type ExtendOffer = () => void;
-
 /** Sends an encoded dispatch; `settled` is called once, later, and must not throw. */
 export function offerDispatch(
   options: OfferOptions,
   settled: (outcome: OfferOutcome) => void,
-): ExtendOffer {
+): OpenOffer {
   const { bus, clock, gate, subject, payload, acceptTimeoutMs, leftMs, signal } = options;
   // Either silence or the request's own signal gives the hop up.
   const over = new CancelSwitch();
@@ -94,7 +98,10 @@ export function offerDispatch(
   const armSilence = (): CancelTimer =>
     clock.after(acceptTimeoutMs - askedMs, () => unlessInDoubt(armVerdict));
   let cancelTimer = armSilence();
+  let open = true;
   const end = (outcome: OfferOutcome): void => {
+    if (!open) return;
+    open = false;
     cancelTimer();
     signal.removeEventListener("abort", giveUp);
     if (!("error" in outcome) || outcome.error.code !== "cancelled" || signal.aborted) {
@@ -108,16 +115,23 @@ export function offerDispatch(
     (reply) => end(outcomeOf(reply.payload)),
     (thrown: unknown) => end({ error: toTiergridError(thrown) }),
   );
-  return () => {
-    cancelTimer();
-    cancelTimer = armSilence();
+  return {
+    extend() {
+      cancelTimer();
+      cancelTimer = armSilence();
+    },
+    accept(accepted) {
+      end({ accepted });
+      // No answer is waited for.
+      giveUp();
+    },
   };
 }
 
 function outcomeOf(payload: Uint8Array): OfferOutcome {
   try {
     const receipt = decodeReceipt(payload);
-    if (receipt.type === "accepted") return { accepted: receipt, payload };
+    if (receipt.type === "accepted") return { accepted: receipt, receipt: { receipt, payload } };
     const error = new TiergridError(receipt.code, receipt.message, receipt.details);
     return receipt.retryAfterMs === undefined
       ? { error }

@@ -49,10 +49,29 @@ export interface DispatchPolicy<State> {
   plan(entry: DispatchEntry<State>): Plan;
   /** The attempt ended before its first output. Frees what `plan` booked. */
   attemptFailed(entry: DispatchEntry<State>, error: TiergridError): void;
-  accepted(entry: DispatchEntry<State>): void;
+  /** A worker took it, `waitedMs` ago. */
+  accepted(entry: DispatchEntry<State>, waitedMs: number): void;
   noticed(entry: DispatchEntry<State>, notice: RequestNotice): void;
   /** The request is over for this dispatcher. Frees what `plan` booked, if `entry.booked`. */
   ended(entry: DispatchEntry<State>, cause: EndCause): void;
+}
+
+/** What a notice says about an offer that waits for its answer. */
+export interface OpenOffer {
+  /** The hop still looks for a worker: its silence counts anew. */
+  extend(): void;
+  /** A worker took it. */
+  accept(acceptance: Acceptance): void;
+}
+
+/** The worker that took an attempt, and which. */
+export interface Acceptance {
+  readonly attempt: number;
+  readonly inst: string;
+  readonly control: string;
+  readonly workerId: string;
+  /** How long ago. */
+  readonly waitedMs?: number;
 }
 
 /** One request in a dispatcher's books. */
@@ -80,8 +99,8 @@ export interface DispatchEntry<State> {
   worker: { readonly inst: string; readonly control: string; readonly id: string } | undefined;
   /** Last time a notice or a list of active requests named this entry. */
   lastSeenMs: number;
-  /** Gives the hop that is being asked more time; present while an offer is out. */
-  extendOffer: (() => void) | undefined;
+  /** Present while a hop is asked. */
+  offer: OpenOffer | undefined;
   readonly cancel: CancelSwitch;
 }
 

@@ -2,12 +2,14 @@
  * What the global and the local router share: taking a request, finding a next hop that accepts it,
  * and keeping the request's entry until somebody says it is over. No token passes through here.
  *
- *   Dispatch ──▶ open ──plan──▶ offered ──receipt──▶ accepted ──first_output──▶ running ──▶ gone
- *                 ▲               │ refused, silent      │ failed                 │
- *                 └───next plan───┴──────────────────────┘        finished | closed | lost ┘
+ *   Dispatch ──▶ open ──plan──▶ offered ──accepted──▶ accepted ──first_output─▶ running ──▶ gone
+ *                 ▲               │ refused, silent       │ failed                │
+ *                 └───next plan───┴───────────────────────┘       finished | closed | lost ┘
  *
  * Invariants
  *   - Every dispatch is answered once: a receipt, or an error frame when nobody waits for receipts.
+ *     Of an acceptance its owner hears in the stream; a receipt of it passes here for owners that
+ *     do not say so (`acceptNotice`).
  *   - While no worker has accepted, the owner hears a `queued` heartbeat every 250 ms, and so does
  *     the dispatcher above.
  *   - An entry that no notice or list has named for 12 s is freed as lost, so books close although
@@ -17,7 +19,12 @@ import { type CancelTimer, type Clock, every, sleep } from "../base/clock.ts";
 import { type ErrorCode, errorTable, TiergridError, toTiergridError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
 import { decodeNotices } from "../protocol/notice-frame.ts";
-import { encodeNotice, type Notice, type RequestNotice } from "../protocol/notices.ts";
+import {
+  type AcceptedNotice,
+  encodeNotice,
+  type Notice,
+  type RequestNotice,
+} from "../protocol/notices.ts";
 import { type ReadDispatch, readDispatch } from "../protocol/request-frame.ts";
 import type { Phase } from "../protocol/requests.ts";
 import { decodeControl, encodeControlReply } from "../protocol/stream-control.ts";
@@ -209,8 +216,8 @@ export class Dispatcher<State> {
       leftMs,
       signal: entry.cancel,
     };
-    entry.extendOffer = offerDispatch(hop, (outcome) => {
-      entry.extendOffer = undefined;
+    entry.offer = offerDispatch(hop, (outcome) => {
+      entry.offer = undefined;
       // A hop that was silent may yet wake up and run it.
       if ("error" in outcome && outcome.error.code === "accept_timeout") {
         sendCancel(bus, control, entry.rid, entry.attempt);
@@ -224,11 +231,11 @@ export class Dispatcher<State> {
     try {
       // A short answer may be over before its receipt has come through the hops.
       if ("accepted" in outcome && !entry.cancel.aborted) {
-        const { accepted, payload } = outcome;
+        const { accepted, receipt } = outcome;
         if (entry.phase !== "gone") {
           this.#book.accept(entry, accepted, this.#options.clock.nowMs());
         }
-        answer(accepted, payload);
+        answer(receipt?.receipt, receipt?.payload);
         return;
       }
       const { error, retryAfterMs } = "error" in outcome ? outcome : { error: cancelledError() };
@@ -313,13 +320,27 @@ export class Dispatcher<State> {
     }
     const entry = this.#book.entries.get(notice.rid);
     if (notice.type === "queued") {
-      entry?.extendOffer?.();
+      entry?.offer?.extend();
       return;
     }
-    // The receipt may lie in the same batch of messages, read but not yet acted on.
+    if (notice.type === "accepted") {
+      this.#onAccepted(entry, notice);
+      return;
+    }
+    // A receipt may lie in the same batch of messages, read but not yet acted on.
     if (entry?.phase === "open" && notice.attempt >= entry.attempt) {
       this.#options.clock.after(0, () => this.#onRequestNotice(notice, message));
     } else this.#onRequestNotice(notice, message);
+  }
+
+  #onAccepted(entry: DispatchEntry<State> | undefined, notice: AcceptedNotice): void {
+    const { attempt, inst, waited_ms: waitedMs } = notice;
+    if (!entry || attempt < entry.attempt) {
+      this.#book.totals.lateNotices += 1;
+      return;
+    }
+    const control = controlSubject("w", inst);
+    entry.offer?.accept({ attempt, inst, control, workerId: inst, waitedMs });
   }
 
   #onRequestNotice(notice: RequestNotice, message: BusMessage): void {
@@ -362,7 +383,7 @@ export class Dispatcher<State> {
     }
     this.#book.failAttempt(entry, error);
     this.#run(entry, (receipt) => {
-      if (receipt.type === "refused" && receipt.code !== "cancelled") {
+      if (receipt?.type === "refused" && receipt.code !== "cancelled") {
         void this.#giveUp(entry, new TiergridError(receipt.code, receipt.message));
       }
     });

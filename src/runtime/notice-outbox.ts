@@ -8,7 +8,7 @@
  * The nearest dispatcher books by what it hears, so it hears soon. The others only free what they
  * keep for a retry, and count.
  * Invariants: what was told for later to a dispatcher that hears soon leaves with that; a full
- * message leaves at once; `close` leaves nothing behind.
+ * message leaves at once; `flushAll` leaves nothing behind.
  */
 import type { CancelTimer, Clock } from "../base/clock.ts";
 import { type CourseNotice, encodeNotices } from "../protocol/notice-frame.ts";
@@ -19,6 +19,8 @@ export type SendNotices = (subject: string, payload: Uint8Array) => void;
 
 /** How long a notice may wait for others. */
 export const laterMs = 250;
+/** The same of an acceptance: a dispatcher that hears nothing for 300 ms asks another hop. */
+export const acceptedWithinMs = 100;
 
 export class NoticeOutbox {
   readonly #clock: Clock;
@@ -27,6 +29,7 @@ export class NoticeOutbox {
   readonly #later = new Map<string, CourseNotice[]>();
   #cancelTurn: CancelTimer | undefined;
   #cancelLater: CancelTimer | undefined;
+  #laterDueMs = 0;
 
   constructor(clock: Clock, send: SendNotices) {
     this.#clock = clock;
@@ -39,12 +42,12 @@ export class NoticeOutbox {
     if (nearest === undefined) return;
     this.#add(this.#soon, nearest, notice);
     this.#cancelTurn ??= this.#clock.after(0, () => this.flush());
-    for (const subject of others) this.#addLater(subject, notice);
+    for (const subject of others) this.#addLater(subject, notice, laterMs);
   }
 
-  /** Tells every dispatcher of `notify` later. */
-  tellLater(notify: readonly string[], notice: CourseNotice): void {
-    for (const subject of notify) this.#addLater(subject, notice);
+  /** Tells every dispatcher of `notify` later, within `withinMs` at most. */
+  tellLater(notify: readonly string[], notice: CourseNotice, withinMs: number = laterMs): void {
+    for (const subject of notify) this.#addLater(subject, notice, withinMs);
   }
 
   /** Ends a step: sends what is due soon. */
@@ -55,15 +58,14 @@ export class NoticeOutbox {
       const later = this.#later.get(subject);
       if (later && later.length + notices.length <= noticesPerMessageMax) {
         this.#later.delete(subject);
-        notices.push(...later);
-      }
-      this.#send(subject, encodeNotices(notices));
+        this.#send(subject, encodeNotices([...later, ...notices]));
+      } else this.#send(subject, encodeNotices(notices));
     }
     this.#soon.clear();
   }
 
   /** Sends everything. */
-  close(): void {
+  flushAll(): void {
     this.flush();
     this.#flushLater();
   }
@@ -75,9 +77,13 @@ export class NoticeOutbox {
     this.#later.clear();
   }
 
-  #addLater(subject: string, notice: CourseNotice): void {
+  #addLater(subject: string, notice: CourseNotice, withinMs: number): void {
     this.#add(this.#later, subject, notice);
-    this.#cancelLater ??= this.#clock.after(laterMs, () => this.#flushLater());
+    const dueMs = this.#clock.nowMs() + withinMs;
+    if (this.#cancelLater && this.#laterDueMs <= dueMs) return;
+    this.#cancelLater?.();
+    this.#laterDueMs = dueMs;
+    this.#cancelLater = this.#clock.after(withinMs, () => this.#flushLater());
   }
 
   #add(lane: Map<string, CourseNotice[]>, subject: string, notice: CourseNotice): void {

@@ -51,7 +51,7 @@ export class Call {
   #routeInst: string | undefined;
   /** True once a hop, or a worker, could not do with hashes of the prompt. */
   #sendsTokens = false;
-  /** Set while a receipt is awaited. */
+  /** Set while a receipt is awaited: of a refusal, or of who sends no `accepted` notices. */
   #inFlight: CancelSwitch | undefined;
   #retries = 0;
   #migrations = 0;
@@ -229,6 +229,9 @@ export class Call {
 
   #output(output: EngineOutput, first: number, nowMs: number): void {
     this.#record.output(output.tokenIds.length, nowMs);
+    // Until here the request could still be refused.
+    this.#inFlight?.abort();
+    this.#inFlight = undefined;
     if (this.#request.migration.allowed) {
       for (const token of output.tokenIds) this.#made.push(token);
     }

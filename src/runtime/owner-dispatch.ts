@@ -34,6 +34,7 @@ export function encodeCall(
     stream: { subject: inbox, format: "bundle", key, acks: true },
     ...(prompt.type === "hashes" && { promptFrom: prompts.subject }),
     notify: [],
+    acceptNotice: true,
     avoid,
     decisions: [],
   };

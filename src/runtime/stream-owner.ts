@@ -132,7 +132,7 @@ class Owner implements OwnerShared {
 
   close(): void {
     for (const call of [...this.#calls.values()]) call.close();
-    this.notices.close();
+    this.notices.flushAll();
     this.prompts.close();
     for (const detach of this.#detach) detach();
     this.#cancelSweep?.();

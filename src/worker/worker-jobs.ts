@@ -27,7 +27,7 @@ import { controlSubject } from "../protocol/subjects.ts";
 import type { Bus } from "../runtime/bus.ts";
 import { publishQuietly } from "../runtime/dispatch-offer.ts";
 import { ItlRecorder } from "../runtime/itl-recorder.ts";
-import { NoticeOutbox } from "../runtime/notice-outbox.ts";
+import { acceptedWithinMs, NoticeOutbox } from "../runtime/notice-outbox.ts";
 import type { EchoGate } from "../runtime/stream-defaults.ts";
 import {
   type CancelCause,
@@ -129,8 +129,8 @@ export class WorkerJobs {
   }
 
   /**
-   * Starts a request; undefined when this very attempt is known already. Throws `duplicate_request`
-   * when a newer attempt is, and whatever makes the engine refuse it.
+   * Starts a request; undefined when this very attempt is known already, or nobody waits for a receipt.
+   * Throws `duplicate_request` when a newer attempt is known, and whatever makes the engine refuse it.
    */
   accept(dispatch: Dispatch): Receipt | undefined {
     const { engine, inst, epoch } = this.#options;
@@ -152,6 +152,10 @@ export class WorkerJobs {
     const job = this.#add(key, stream, islTokensOf(prompt));
     // Ends in the engine, or in the job's end.
     if (prompt.type === "hashes") void this.#fetchPrompt(job, dispatch, place);
+    if (envelope.acceptNotice) {
+      this.#tellAccepted(job);
+      return undefined;
+    }
     return {
       type: "accepted",
       attempt: envelope.attempt,
@@ -208,7 +212,7 @@ export class WorkerJobs {
 
   close(): void {
     this.#sender.close();
-    this.#notices.close();
+    this.#notices.flushAll();
   }
 
   /** The request's stream; undefined for a known attempt. The engine forgets what gets none. */
@@ -289,6 +293,18 @@ export class WorkerJobs {
     this.#notices.tell(nearest, { type: "progress", rid, attempt, output_tokens });
   }
 
+  #tellAccepted({ envelope, receivedMs }: Job): void {
+    const { clock, inst } = this.#options;
+    const { rid, attempt, notify } = envelope;
+    const notice = {
+      ...({ type: "accepted", rid, attempt, inst } as const),
+      get waited_ms() {
+        return clock.nowMs() - receivedMs;
+      },
+    };
+    this.#notices.tellLater(notify, notice, acceptedWithinMs);
+  }
+
   #firstOutput({ envelope, receivedMs, cachedTokens }: Job, nowMs: number): void {
     const { rid, attempt } = envelope;
     this.#notices.tell(envelope.notify, {
@@ -324,6 +340,8 @@ export class WorkerJobs {
     job.failing = true;
     job.fetch?.abort();
     const { envelope, stream } = job;
+    // Whoever takes the request back has to know that it was accepted.
+    this.#notices.flushAll();
     if (job.outputTokens === 0 && (await offerBack(this.#options.bus, envelope, error))) {
       this.#takenBack(job);
       return;

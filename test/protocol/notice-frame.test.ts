@@ -99,7 +99,7 @@ it("says what is wrong with a message", () => {
   };
   expect(changed(1, 0)).toThrow(/a header of 4 bytes/);
   expect(changed(2, 2)).toThrow(/version 1 kind 0, got 2/);
-  expect(changed(4, 9)).toThrow(/a type of 1 to 4, got 9/);
+  expect(changed(4, 9)).toThrow(/a type of 1 to 5, got 9/);
   expect(changed(5, 4)).toThrow(/an outcome of 0 to 3, got 4/);
   expect(changed(7, 4)).toThrow(/28 bytes from 60, got 24/);
 });

@@ -50,7 +50,7 @@ it("sends what waits along with what is due", () => {
   tell("b", "near");
   outbox.flush();
   clock.advanceTo(laterMs);
-  expect(messages).toEqual(["near b,a"]);
+  expect(messages).toEqual(["near a,b"]);
 });
 
 it("sends what nobody flushed when the loop turn ends, and everything when it is closed", () => {
@@ -60,7 +60,7 @@ it("sends what nobody flushed when the loop turn ends, and everything when it is
   expect(messages).toEqual(["near a"]);
   tell("b", "near", "far");
   tellLater("c", "farther");
-  outbox.close();
+  outbox.flushAll();
   expect(messages.slice(1)).toEqual(["near b", "far b", "farther c"]);
   expect(clock.pending()).toBe(0);
 });
@@ -73,7 +73,7 @@ it("sends a full message at once and begins another", () => {
   }
   expect(messages).toHaveLength(2);
   tell("b", "near", "far");
-  outbox.close();
+  outbox.flushAll();
   expect(messages.slice(2)).toEqual(["near b", "far b"]);
 });
 
@@ -82,6 +82,6 @@ it("sends what waits alone when one message cannot hold both", () => {
   for (let n = 1; n < noticesPerMessageMax; n++) tellLater("a", "near");
   tell("b", "near");
   tell("c", "near");
-  outbox.close();
+  outbox.flushAll();
   expect(messages.map((message) => message.split(",").length)).toEqual([2, 255]);
 });

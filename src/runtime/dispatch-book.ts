@@ -10,12 +10,7 @@
 import { CancelSwitch } from "../base/cancel.ts";
 import { TiergridError } from "../base/errors.ts";
 import type { ReadDispatch } from "../protocol/request-frame.ts";
-import {
-  attemptNumber,
-  attemptPartMax,
-  attemptParts,
-  islTokensOf,
-} from "../protocol/requests.ts";
+import { attemptNumber, attemptPartMax, attemptParts, islTokensOf } from "../protocol/requests.ts";
 import type {
   Acceptance,
   DispatchEntry,

@@ -24,10 +24,10 @@ import {
 import type { Bus, BusMessage, Subscription } from "../runtime/bus.ts";
 import { type MicroService, serviceErrorHeaders } from "../runtime/micro-service.ts";
 import { explainDecision } from "./decision-json.ts";
+import type { DecisionRing } from "./decision-ring.ts";
 import { asksQuotes, type LiveChoice } from "./live-choice.ts";
 import {
   type DecisionContext,
-  type DecisionRing,
   decidePool,
   firstPool,
   reasonOf,
@@ -151,7 +151,10 @@ export async function explainKept(context: ExplainContext, id: string): Promise<
     throw new TiergridError("not_found", `decision ${id.slice(0, 64)} is not kept here`);
   }
   const explained = explainDecision(decision, model, false);
-  const taken = decision.attempts.findLast(({ outcome }) => outcome === "accepted");
+  // Of an acceptance this router hears a moment after the owner.
+  const taken = decision.attempts.findLast(
+    ({ outcome }) => outcome === "accepted" || outcome === null,
+  );
   if (!taken) return { ...explained, local: null };
   const question = encodeJson({ rid: decision.rid });
   const subject = askSubject("local", taken.router, "explain");

@@ -4,6 +4,7 @@ import { expect, it } from "vitest";
 import { checkPoolConfig } from "../../src/config/load-pool-config.ts";
 import type { PoolConfig } from "../../src/config/pool-config.ts";
 import { mockToken } from "../../src/protocol/mock-tokens.ts";
+import { laterMs } from "../../src/runtime/notice-outbox.ts";
 import { type Rig, rig } from "./fleet-rig.ts";
 
 /** The demo's pools, with prefill pools chosen by quotes. */
@@ -52,7 +53,7 @@ it("serves tight prompts before lax ones that came earlier, and all of them", as
   expect([...lax, ...tight].map(({ status }) => status)).toEqual(Array(28).fill(200));
   const lastTightMs = Math.max(...tight.map(({ endMs }) => endMs));
   expect(lax.filter(({ endMs }) => endMs > lastTightMs).length).toBeGreaterThan(8);
-  await clock.runFor(200);
+  await clock.runFor(laterMs);
   expect(fleet.global.openRequests).toBe(0);
   // Held for longer than a hop may be silent, and nobody was asked twice.
   expect(await fleet.metrics.text()).not.toMatch(/tiergrid_retry_total\{.*\} [1-9]/);

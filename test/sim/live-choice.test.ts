@@ -3,6 +3,7 @@ import { expect, it } from "vitest";
 import { mulberry32 } from "../../src/base/random.ts";
 import { checkPoolConfig } from "../../src/config/load-pool-config.ts";
 import { mockToken } from "../../src/protocol/mock-tokens.ts";
+import { laterMs } from "../../src/runtime/notice-outbox.ts";
 import { type Rig, rig } from "./fleet-rig.ts";
 
 interface Leg {
@@ -122,7 +123,7 @@ it("sends requests where the quotes say, exactly as it explains", async () => {
   await settleAll();
   expect(taken.size).toBe(2);
   expect(left).toBeGreaterThan(5);
-  await it.clock.runFor(200);
+  await it.clock.runFor(laterMs);
   expect(it.fleet.global.openRequests).toBe(0);
   await it.fleet.close();
 });

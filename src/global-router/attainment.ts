@@ -12,9 +12,10 @@ import type { ClosedNotice, FinishedNotice } from "../protocol/notices.ts";
 import type { Log } from "../runtime/log.ts";
 import type { SlaMeasure } from "./cell-latency.ts";
 import type { PlaceSeries } from "./cell-series.ts";
+import type { DecisionRing } from "./decision-ring.ts";
 import { tellDrift } from "./drift.ts";
 import type { GridVersions, VersionTally } from "./grid-versions.ts";
-import type { DecisionRing, PoolDecision } from "./pool-decision.ts";
+import type { PoolDecision } from "./pool-decision.ts";
 import type { RequestSeries } from "./request-series.ts";
 import type { GlobalMetrics } from "./router-metrics.ts";
 
@@ -54,6 +55,7 @@ export function countClosed(
     if (decision.counted) continue;
     countEnd(scorer, decision, outcomeOf(notice));
     countTargets(scorer, decision, notice);
+    ring.settle(decision);
     state = "applied";
   }
   return state;

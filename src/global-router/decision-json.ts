@@ -2,7 +2,6 @@
 import type { Quote } from "../core/quote-choice.ts";
 import { cellText, type PoolSelection } from "../core/sla-grid.ts";
 import type { PoolDecision } from "./pool-decision.ts";
-import type { PoolView } from "./pool-health.ts";
 
 /** Schema `tiergrid.explain/1`, without the second tier; `dryRun` when nothing was sent. */
 export function explainDecision(decision: PoolDecision, model: string, dryRun: boolean) {
@@ -25,9 +24,9 @@ export function explainDecision(decision: PoolDecision, model: string, dryRun: b
       grid_pool: selection.gridPool,
       namespace: namespaceOf(selection.gridPool),
     },
-    override: overrideJson(selection, decision.priority),
+    override: overrideJson(selection, decision.query.priority),
     live: liveJson(decision),
-    pools: decision.pools.map((pool) => poolJson(pool)),
+    pools: poolsJson(decision),
     order: {
       retry_order: [plan.selected, ...plan.retryPools],
       spill_order: plan.spillPools,
@@ -72,11 +71,15 @@ export function overrideJson({ override }: PoolSelection, priority: number | nul
   return { priority, rule, min: minPriority, max: maxPriority, target_pool: targetPool };
 }
 
-function poolJson({ index, namespace, priority, state, workers_ready, inflight }: PoolView) {
-  const eligible = state === "ready";
-  const whyNot = eligible ? null : state;
-  const place = { index, namespace, priority };
-  return { ...place, state, workers_ready, inflight, eligible, why_not: whyNot };
+function poolsJson({ role, pools }: PoolDecision) {
+  return role.pools.flatMap(({ index, namespace, priority }) => {
+    const standing = pools[index];
+    if (!standing) return [];
+    const { state, workersReady: workers_ready, inFlight: inflight } = standing;
+    const eligible = state === "ready";
+    const why_not = eligible ? null : state;
+    return [{ index, namespace, priority, state, workers_ready, inflight, eligible, why_not }];
+  });
 }
 
 /** The choice as a part of `explain`. */

@@ -18,7 +18,7 @@ import {
 } from "../core/pool-choice.ts";
 import { earn, type RetryBudget, spend } from "../core/retry-budget.ts";
 import type { RequestNotice } from "../protocol/notices.ts";
-import type { Dispatch } from "../protocol/requests.ts";
+import type { RoutedDispatch } from "../protocol/requests.ts";
 import { controlSubject, generateSubject } from "../protocol/subjects.ts";
 import type { DispatchEntry, DispatchPolicy, EndCause, Plan } from "../runtime/dispatch-policy.ts";
 import type { Log } from "../runtime/log.ts";
@@ -30,11 +30,11 @@ import {
   outcomeOf,
   type Scorer,
 } from "./attainment.ts";
+import type { DecisionRing } from "./decision-ring.ts";
 import { takesPrompt } from "./hash-takers.ts";
 import {
   type AttemptRecord,
   type DecisionContext,
-  type DecisionRing,
   decidePool,
   firstPool,
   hopOf,
@@ -111,7 +111,7 @@ export function createGlobalPolicy(context: PolicyContext): DispatchPolicy<Globa
   };
 }
 
-function admit(context: PolicyContext, dispatch: Dispatch): GlobalRequest {
+function admit(context: PolicyContext, dispatch: RoutedDispatch): GlobalRequest {
   const startedMs = context.clock.nowMs();
   const decision = decidePool(dispatch, context);
   earn(context.budget, startedMs);
@@ -354,7 +354,7 @@ function noticed(context: PolicyContext, entry: Entry, notice: RequestNotice): v
 }
 
 function ended(context: PolicyContext, entry: Entry, cause: EndCause): void {
-  const { clock, metrics, scorer, series } = context;
+  const { clock, metrics, ring, scorer, series } = context;
   const { decision, open, failed } = entry.state;
   if (open) {
     if (endOutcomes[cause] === "lost") judge(context, entry.state, false);
@@ -365,6 +365,8 @@ function ended(context: PolicyContext, entry: Entry, cause: EndCause): void {
   const outcome = endOutcomes[cause];
   if (outcome) countEnd(scorer, decision, outcome);
   if (cause === "refused" && decision.live?.refusal) countUnattainable(scorer, decision);
+  decision.ended = true;
+  ring.settle(decision);
   const { role } = decision.role;
   if (entry.attempts > 0) series.attempts(role).observe(entry.attempts);
   if (cause === "refused") {

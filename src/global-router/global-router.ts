@@ -27,6 +27,7 @@ import type { Health } from "../runtime/health-server.ts";
 import type { Log } from "../runtime/log.ts";
 import { type EndpointCounters, startMicroService } from "../runtime/micro-service.ts";
 import { countClosed, type Scorer } from "./attainment.ts";
+import { DecisionRing } from "./decision-ring.ts";
 import {
   counted,
   explainKept,
@@ -39,7 +40,7 @@ import {
 import { createGlobalPolicy, type GlobalRequest, heardQueued } from "./global-policy.ts";
 import { createGridControl, type GridControl } from "./grid-control.ts";
 import { createLiveChoice } from "./live-choice.ts";
-import { DecisionRing, type PoolDecision } from "./pool-decision.ts";
+import type { PoolDecision } from "./pool-decision.ts";
 import { type ActiveConfig, PoolHealth, phaseOfRole } from "./pool-health.ts";
 import { createRequestSeries } from "./request-series.ts";
 import { collectGlobal, countCondition, type GlobalMetrics } from "./router-metrics.ts";

@@ -15,15 +15,21 @@ import {
   type PoolStateOf,
 } from "../core/pool-choice.ts";
 import type { QuoteScore, QuoteTargets } from "../core/quote-choice.ts";
-import { cellText, flatCell, type PoolSelection, type Role, selectPool } from "../core/sla-grid.ts";
+import {
+  cellText,
+  flatCell,
+  type GridQuery,
+  type PoolSelection,
+  type Role,
+  selectPool,
+} from "../core/sla-grid.ts";
 import { resolveSlaTargets, type SlaDefaults } from "../core/sla-targets.ts";
-import { type Dispatch, type HopDecision, islTokensOf, type Phase } from "../protocol/requests.ts";
-import type { ActiveConfig, ActiveRole, PoolHealth, PoolView } from "./pool-health.ts";
+import { type HopDecision, islTokensOf, type Phase, type RoutedDispatch } from "../protocol/requests.ts";
+import type { ActiveConfig, ActiveRole, PoolHealth, PoolStanding } from "./pool-health.ts";
 import type { QuoteRecord } from "./pool-quotes.ts";
 
-export const decisionsKeptMax = 10_000;
-
-export type DecisionReason = "grid" | "override" | "live" | "spill" | "retry";
+export const decisionReasons = ["grid", "override", "live", "spill", "retry"] as const;
+export type DecisionReason = (typeof decisionReasons)[number];
 
 /** `prior`: no quote decided, the grid's pool stands. */
 export type LiveOutcome = "kept" | "left" | "prior" | "refused";
@@ -67,16 +73,19 @@ export interface PoolDecision {
   readonly phase: Phase;
   readonly active: ActiveConfig;
   readonly role: ActiveRole;
-  readonly priority: number | null;
+  /** What the grid was asked; `selection` and, without quotes, `plan` follow from it. */
+  readonly query: GridQuery;
   readonly selection: PoolSelection;
   plan: PoolPlan;
   /** What quotes had to say; undefined until they came, and where they have no say. */
   live: LiveRecord | undefined;
-  /** The role's pools as they stood when the request arrived. */
-  readonly pools: readonly PoolView[];
+  /** The role's pools as they stood when the request arrived, in config order. */
+  readonly pools: readonly PoolStanding[];
   readonly attempts: AttemptRecord[];
   /** The latest pool; undefined while none could be tried. */
   result: { readonly pool: number; readonly reason: DecisionReason } | undefined;
+  /** True once its request is out of the books. */
+  ended: boolean;
   /** True once its end was counted. */
   counted: boolean;
 }
@@ -100,11 +109,11 @@ const roleOfPhase: Readonly<Record<Phase, Role>> = {
  * Reads a request and selects its pool; books nothing. Throws `invalid_request` for a phase that
  * the mode does not have, targets that cannot be read (all at once) and a priority outside i32.
  */
-export function decidePool(dispatch: Dispatch, context: DecisionContext): PoolDecision {
+export function decidePool(dispatch: RoutedDispatch, context: DecisionContext): PoolDecision {
   const { envelope, body, prompt } = dispatch;
   const { clock, random, health, defaults } = context;
   const active = context.active(envelope.rid);
-  const role = active.roles.get(roleOfPhase[envelope.phase]);
+  const role = roleIn(active, envelope.phase);
   if (!role) {
     const message = `this router is in ${active.config.mode} mode, which has no ${envelope.phase}`;
     throw new TiergridError("invalid_request", message, { field: "tiergrid.phase" });
@@ -120,9 +129,7 @@ export function decidePool(dispatch: Dispatch, context: DecisionContext): PoolDe
     throw new TiergridError("invalid_request", message, { faults: targets.faults });
   }
   const { ttft, itl } = targets;
-  const selection = selectPool(role.grid, { tokens: islTokensOf(prompt), ttft, itl, priority });
-  const plan = planOf(role, selection);
-  if (!plan) throw new TiergridError("internal_error", `pool ${selection.pool} has no plan`);
+  const query = { tokens: islTokensOf(prompt), ttft, itl, priority };
   return {
     id: randomHex128(random),
     rid: envelope.rid,
@@ -131,21 +138,33 @@ export function decidePool(dispatch: Dispatch, context: DecisionContext): PoolDe
     phase: envelope.phase,
     active,
     role,
-    priority,
-    selection,
-    plan,
+    query,
+    ...selectIn(role, query),
     live: undefined,
-    pools: viewsOf(role, health),
+    pools: role.live.map((pool) => health.standing(pool)),
     attempts: [],
     result: undefined,
+    ended: false,
     counted: false,
   };
 }
 
-/** Where the requests of a selection may go: the cell says so for its own pool, else the pool. */
-function planOf(role: ActiveRole, { pool, gridPool, cell }: PoolSelection): PoolPlan | undefined {
-  if (!role.cellPlans || pool !== gridPool) return role.plans[pool];
-  return role.cellPlans[flatCell(role.grid, cell)];
+/** The role of a config that serves a phase; undefined where its mode has none. */
+export function roleIn({ roles }: ActiveConfig, phase: Phase): ActiveRole | undefined {
+  return roles.get(roleOfPhase[phase]);
+}
+
+/** The pool for a query, and where its requests may go: the cell says so for its own pool. */
+export function selectIn(
+  role: ActiveRole,
+  query: GridQuery,
+): Pick<PoolDecision, "selection" | "plan"> {
+  const selection = selectPool(role.grid, query);
+  const { pool, gridPool, cell } = selection;
+  const own = role.cellPlans && pool === gridPool;
+  const plan = own ? role.cellPlans?.[flatCell(role.grid, cell)] : role.plans[pool];
+  if (!plan) throw new TiergridError("internal_error", `pool ${pool} has no plan`);
+  return { selection, plan };
 }
 
 /** Puts what quotes found in force. */
@@ -193,31 +212,4 @@ export function hopOf(
     reason: reasonOf(decision, via),
     config_version: active.config.version,
   };
-}
-
-export function viewsOf({ pools, live }: ActiveRole, health: PoolHealth): PoolView[] {
-  return live.map((pool, index) => health.view(pool, { priority: index, ...pools[index], index }));
-}
-
-/** The last decisions by id; the oldest makes room. */
-export class DecisionRing {
-  readonly #byId = new Map<string, PoolDecision>();
-  readonly #ids: string[] = [];
-  #next = 0;
-
-  add(decision: PoolDecision): void {
-    const oldest = this.#ids[this.#next];
-    if (oldest !== undefined) this.#byId.delete(oldest);
-    this.#ids[this.#next] = decision.id;
-    this.#next = (this.#next + 1) % decisionsKeptMax;
-    this.#byId.set(decision.id, decision);
-  }
-
-  get(id: string): PoolDecision | undefined {
-    return this.#byId.get(id);
-  }
-
-  get size(): number {
-    return this.#byId.size;
-  }
 }

@@ -77,7 +77,15 @@ export interface ActiveConfig {
   readonly roles: ReadonlyMap<Role, ActiveRole>;
 }
 
-/** A pool as `explain` shows it, and `pool_info` with its vitals. */
+/** What a decision keeps of a pool. */
+export interface PoolStanding {
+  readonly state: PoolCondition;
+  readonly workersReady: number;
+  /** Attempts sent and not ended. */
+  readonly inFlight: number;
+}
+
+/** A pool as `pool_info` shows it, with its vitals. */
 export interface PoolView {
   readonly index: number;
   readonly namespace: string;
@@ -253,6 +261,11 @@ export class PoolHealth {
 
   vitalsOf({ vitals }: LivePool): VitalsView {
     return vitalsView(vitals, this.#options.clock.nowMs());
+  }
+
+  standing(pool: LivePool): PoolStanding {
+    const state = this.conditionOf(pool);
+    return { state, workersReady: workersOf(pool), inFlight: inFlightOf(pool) };
   }
 
   view(

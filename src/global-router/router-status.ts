@@ -6,7 +6,6 @@ import type { Health } from "../runtime/health-server.ts";
 import type { InstanceCard } from "../runtime/instance-card.ts";
 import type { GridControl, LastReload } from "./grid-control.ts";
 import { commonHashes } from "./hash-takers.ts";
-import { viewsOf } from "./pool-decision.ts";
 import { type ActiveConfig, type PoolHealth, type PoolView, workersOf } from "./pool-health.ts";
 import type { VitalsView } from "./pool-vitals.ts";
 
@@ -138,8 +137,10 @@ export function poolInfo({ options, health, grids, budget }: StatusSource): Pool
   const { inForce, trial } = grids.versions;
   const { config, roles } = inForce.active;
   const reports = [...roles.values()].map((role) => {
-    const vitals = role.live.map((pool) => health.vitalsOf(pool));
-    const pools = viewsOf(role, health).map((view, index) => ({ ...view, ...vitals[index] }));
+    const pools = role.live.map((pool, index) => ({
+      ...health.view(pool, { priority: index, ...role.pools[index], index }),
+      ...health.vitalsOf(pool),
+    }));
     return [role.role, { pools }];
   });
   return {

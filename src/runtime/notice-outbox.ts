@@ -20,7 +20,7 @@ export type SendNotices = (subject: string, payload: Uint8Array) => void;
 /** How long a notice may wait for others. */
 export const laterMs = 250;
 /** The same of an acceptance: a dispatcher that hears nothing for 300 ms asks another hop. */
-export const acceptedWithinMs = 50;
+export const acceptedWithinMs = 10;
 
 export class NoticeOutbox {
   readonly #clock: Clock;

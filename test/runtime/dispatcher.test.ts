@@ -219,6 +219,41 @@ it("passes the acceptance of an answer on that was over before its receipt came"
   expect(states[0]).toMatchObject({ booked: false, ends: ["finished"] });
 });
 
+it("hears of an acceptance by a notice where the owner waits for no receipt", async () => {
+  const { ask, seen, dispatcher, tell, clock, states, controls } = rig(["mute", "accept"]);
+  const receipts: Receipt[] = [];
+  void ask({ acceptNotice: true }).then((receipt) => receipts.push(receipt));
+  await clock.runFor(200);
+  expect(seen.map(({ envelope }) => envelope.acceptNotice)).toEqual([true]);
+  tell({ type: "accepted", rid, attempt: firstCall, inst: "0", waited_ms: 9 });
+  // Twice is once, and silence is over.
+  tell({ type: "accepted", rid, attempt: firstCall, inst: "0", waited_ms: 9 });
+  await clock.runFor(1_000);
+  const [entry] = dispatcher.entries.values();
+  expect(entry).toMatchObject({ phase: "accepted", worker: { inst: "0" } });
+  expect([seen.length, controls.length, receipts.length]).toEqual([1, 0, 0]);
+  tell(finished(firstCall));
+  await clock.runFor(10);
+  expect([dispatcher.entries.size, states[0]?.ends]).toEqual([0, ["finished"]]);
+});
+
+it("does not take the acceptance of an attempt it gave up for that of the next", async () => {
+  const { ask, dispatcher, tell, clock, outside, seen } = rig(["mute", "mute"]);
+  const late = ask({ acceptNotice: true });
+  await clock.runFor(400);
+  expect(seen).toHaveLength(2);
+  tell({ type: "accepted", rid, attempt: firstCall, inst: "0", waited_ms: 9 });
+  outside.publish(
+    noticeSubject("9"),
+    Buffer.from(JSON.stringify({ type: "accepted", rid, attempt: firstCall + 1 })),
+  );
+  await clock.runFor(10);
+  expect([...dispatcher.entries.values()].map(({ phase }) => phase)).toEqual(["open"]);
+  expect(dispatcher.totals.lateNotices).toBe(2);
+  await clock.runFor(1_000);
+  expect(await late).toMatchObject({ type: "refused", code: "accept_timeout" });
+});
+
 it("offers a refused request to the next hop, under a higher attempt", async () => {
   const { ask, run, seen } = rig(["refuse", "accept"]);
   expect(await run(ask())).toMatchObject({ type: "accepted", inst: "1" });

@@ -8,6 +8,7 @@ import type { StreamFrame } from "../../src/protocol/stream-frames.ts";
 import { controlSubject, endpointSubject, generateSubject } from "../../src/protocol/subjects.ts";
 import { watchInstances } from "../../src/runtime/discovery.ts";
 import { startEchoGate } from "../../src/runtime/echo-gate.ts";
+import { acceptedWithinMs } from "../../src/runtime/notice-outbox.ts";
 import {
   addDispatcher,
   addWorker,
@@ -133,6 +134,39 @@ it("answers with a receipt and tells dispatchers of first output, progress and t
   const finished = { outcome: "ok", output_tokens: 7, finish_reason: "length" };
   expect(near.ofType("finished")).toMatchObject([{ ...finished, itl: { count: 6, sum_ms: 36 } }]);
   expect(far.notices.map(({ type }) => type)).toEqual(["first_output", "finished"]);
+});
+
+it("tells every dispatcher of its acceptance where nobody waits for a receipt", async () => {
+  const rig = newRig();
+  const one = await addWorker(rig);
+  const [near, far] = [addDispatcher(rig, "near"), addDispatcher(rig, "far")];
+  const notify = [near.subject, far.subject];
+  const asked = envelopeOf(rig.bus, { notify, acceptNotice: true });
+  const receipts = offer(rig, one, asked);
+  await rig.clock.runFor(acceptedWithinMs + 1);
+  const { inst } = one.worker;
+  const accepted = { type: "accepted", attempt: attempt(1), inst, waited_ms: acceptedWithinMs };
+  expect([near.notices, far.notices]).toMatchObject([[accepted], [accepted]]);
+  await rig.clock.runFor(1_000);
+  expect(near.notices.map(({ type }) => type)).toEqual(["accepted", "first_output", "finished"]);
+  expect(receipts).toEqual([]);
+  // A refusal is a receipt in any case.
+  one.engine.setFaults({ rejectRate: 1 });
+  const refused = offer(rig, one, { ...asked, attempt: attempt(2) });
+  await rig.clock.runFor(10);
+  expect(refused).toMatchObject([{ type: "refused", code: "overloaded" }]);
+});
+
+it("says that it accepted before it offers a request back", async () => {
+  const rig = newRig();
+  const one = await addWorker(rig);
+  const near = addDispatcher(rig, "near");
+  offer(rig, one, envelopeOf(rig.bus, { notify: [near.subject], acceptNotice: true }));
+  await rig.clock.runFor(1);
+  const drained = one.worker.drain(0);
+  await rig.clock.runFor(8_000);
+  await drained;
+  expect(near.notices.map(({ type }) => type).slice(0, 2)).toEqual(["accepted", "failed"]);
 });
 
 it("tells no progress to a dispatcher that did not ask for it", async () => {

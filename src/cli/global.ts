@@ -68,6 +68,7 @@ export async function run({ options }: Given<typeof globalFlags>): Promise<numbe
   process.on("SIGHUP", () => void watch.reloadNow("signal"));
   const frontend = startFrontend({
     ...parts,
+    ticks,
     log: shell.logs("frontend"),
     acceptTimeoutMs: options.acceptTimeoutMs,
     settings: settingsOf(options),

@@ -5,6 +5,7 @@
 import type { Clock } from "../base/clock.ts";
 import type { Random } from "../base/random.ts";
 import type { BlockHasher } from "../protocol/block-hashes.ts";
+import { heartbeatsOf } from "../protocol/subjects.ts";
 import type { Bus } from "../runtime/bus.ts";
 import { type Instance, watchInstances } from "../runtime/discovery.ts";
 import type { EchoGate } from "../runtime/echo-gate.ts";
@@ -23,6 +24,8 @@ import type { ModelTokenizer } from "./tokenizer.ts";
 export interface StartFrontendOptions {
   readonly bus: Bus;
   readonly clock: Clock;
+  /** Times what may wait a little; absent = `clock`. */
+  readonly ticks?: Clock;
   readonly random: Random;
   readonly gate: EchoGate;
   readonly log: Log;
@@ -51,8 +54,11 @@ export interface RunningFrontend {
 
 export function startFrontend(options: StartFrontendOptions): RunningFrontend {
   const { bus, clock, random, gate, log, metrics, model, settings = {}, tokenizer } = options;
-  const { acceptTimeoutMs } = options;
-  const table = watchInstances({ bus, clock, gate, accept: ({ kind }) => kind === "global" });
+  const { ticks = clock, acceptTimeoutMs } = options;
+  const table = watchInstances({
+    ...{ bus, clock: ticks, gate, subject: heartbeatsOf("global") },
+    accept: ({ kind }) => kind === "global",
+  });
   const promptHashing = promptHashingOf(options);
   const owner = createStreamOwner({ bus, clock, random, gate, acceptTimeoutMs, promptHashing });
   const models = createModelDirectory({ table, model, clock, random });

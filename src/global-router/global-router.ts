@@ -16,7 +16,12 @@ import type { SlaDefaults } from "../core/sla-targets.ts";
 import type { BlockHasher } from "../protocol/block-hashes.ts";
 import type { Notice } from "../protocol/notices.ts";
 import type { Dispatch } from "../protocol/requests.ts";
-import { endpointQueue, endpointSubject, type RouterQuestion } from "../protocol/subjects.ts";
+import {
+  endpointQueue,
+  endpointSubject,
+  heartbeatsOf,
+  type RouterQuestion,
+} from "../protocol/subjects.ts";
 import { announce, newEpoch } from "../runtime/announce.ts";
 import type { Bus, BusMessage, Subscription } from "../runtime/bus.ts";
 import { watchInstances } from "../runtime/discovery.ts";
@@ -113,7 +118,10 @@ interface Parts extends StatusSource {
 export function startGlobalRouter(options: GlobalRouterOptions): GlobalRouter {
   const { bus, clock, ticks = clock, random, gate, log, metrics, config, model } = options;
   const inst = String(randomId(random));
-  const table = watchInstances({ bus, clock, gate, accept: ({ kind }) => kind === "local" });
+  const table = watchInstances({
+    ...{ bus, clock: ticks, gate, subject: heartbeatsOf("local") },
+    accept: ({ kind }) => kind === "local",
+  });
   let beat = (): void => {};
   const health = new PoolHealth({
     clock: ticks,

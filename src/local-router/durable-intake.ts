@@ -17,6 +17,7 @@ import { TiergridError, toTiergridError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
 import { decodeKvEvents } from "../protocol/kv-event-frame.ts";
 import type { KvEventBatch } from "../protocol/kv-events.ts";
+import { heartbeatsOf } from "../protocol/subjects.ts";
 import type { Bus } from "../runtime/bus.ts";
 import { leaseTiming, watchInstances } from "../runtime/discovery.ts";
 import type { DurableConsumer, DurableLog, DurableMessage } from "../runtime/durable-log.ts";
@@ -101,7 +102,7 @@ export function startDurableIntake(options: DurableIntakeOptions, held: HeldInta
   const totals = newTotals();
   const consumerName = consumerNameOf(options.inst);
   const routers = watchInstances({
-    ...{ bus, clock, gate },
+    ...{ bus, clock, gate, subject: heartbeatsOf("local", namespace) },
     accept: (card) => card.kind === "local" && card.namespace === namespace,
   });
   const abort = new AbortController();

@@ -18,7 +18,12 @@ import type { WorkerProfile, WorkerRoster } from "../core/worker-roster.ts";
 import { decodeKvEvents } from "../protocol/kv-event-frame.ts";
 import { type KvEventBatch, kvEventFromJson } from "../protocol/kv-events.ts";
 import { decodeLoadSample } from "../protocol/load-sample.ts";
-import { type EndpointPath, kvEventsOfNamespace, loadOfNamespace } from "../protocol/subjects.ts";
+import {
+  type EndpointPath,
+  heartbeatsOf,
+  kvEventsOfNamespace,
+  loadOfNamespace,
+} from "../protocol/subjects.ts";
 import { readU64Decimal } from "../protocol/u64.ts";
 import type { Bus, Subscription } from "../runtime/bus.ts";
 import { type Change, type LiveTable, watchInstances } from "../runtime/discovery.ts";
@@ -59,6 +64,8 @@ export interface DirectoryListener {
 export interface DirectoryOptions {
   readonly bus: Bus;
   readonly clock: Clock;
+  /** Times the looks at leases; absent = `clock`. */
+  readonly ticks?: Clock;
   readonly gate: EchoGate;
   readonly log: Log;
   readonly endpoint: EndpointPath;
@@ -108,7 +115,7 @@ interface Directory extends DirectoryOptions {
 }
 
 export function watchWorkers(options: DirectoryOptions): WorkerDirectory {
-  const { bus, clock, gate } = options;
+  const { bus, clock, ticks = clock, gate } = options;
   const directory: Directory = {
     ...options,
     workers: new Map(),
@@ -119,7 +126,8 @@ export function watchWorkers(options: DirectoryOptions): WorkerDirectory {
     listeners: [],
   };
   const accept = (card: InstanceCard): boolean => fits(directory, card);
-  const table = watchInstances({ bus, clock, gate, accept });
+  const subject = heartbeatsOf("w", options.endpoint.namespace);
+  const table = watchInstances({ bus, clock: ticks, gate, subject, accept });
   table.onChange((change) => onChange(directory, table, change));
   const subscriptions = subscribe(directory);
   return {

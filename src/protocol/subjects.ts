@@ -5,7 +5,7 @@
  *   tg.ep.<namespace>.<component>.<endpoint>   public endpoint, queue group "q"
  *   tg.<kind>.<inst>.gen | .ctl                one instance (w worker, local, global): work, control
  *   tg.nt.<inst>                               lifecycle notices to a dispatcher
- *   tg.hb.<inst>                               heartbeats
+ *   tg.hb.<kind>.<namespace>.<inst>            heartbeats
  *   tg.who                                     asks every instance for a heartbeat (cold start)
  *   tg.ev.<namespace>.<inst>.<rank>            KV events of one worker and data-parallel rank
  *   tg.evs.<namespace>.<component>.<inst>.<rank>  the same in durable mode, kept by a stream
@@ -27,6 +27,8 @@ export const subjectBytesMax = 512;
 
 /** Kind of a process that serves requests, as it stands in its subjects. */
 export type InstanceKind = "w" | "local" | "global";
+/** Kind of a process that says it lives. */
+export type HeartbeatKind = InstanceKind | "frontend";
 /** Role of a connection, as it stands in its inbox prefix. */
 export type BusRole = "fe" | "gl" | "lo" | "wk" | "ob";
 
@@ -93,8 +95,17 @@ export const askSubject = (
   question: RouterQuestion,
 ): string => `${subjectRoot}.${kind}.${subjectToken(inst)}.${question}`;
 export const noticeSubject = (inst: string): string => `${subjectRoot}.nt.${subjectToken(inst)}`;
-export const heartbeatSubject = (inst: string): string => `${subjectRoot}.hb.${subjectToken(inst)}`;
-export const allHeartbeats = `${subjectRoot}.hb.*`;
+/** Kind and namespace are there so that nobody hears heartbeats that mean nothing to it. */
+export const heartbeatSubject = (beats: {
+  readonly kind: HeartbeatKind;
+  readonly namespace: string;
+  readonly inst: string;
+}): string =>
+  `${subjectRoot}.hb.${beats.kind}.${subjectToken(beats.namespace)}.${subjectToken(beats.inst)}`;
+/** Of all instances of a kind, or of those in one namespace. */
+export const heartbeatsOf = (kind: HeartbeatKind, namespace?: string): string =>
+  `${subjectRoot}.hb.${kind}.${namespace === undefined ? "*" : subjectToken(namespace)}.*`;
+export const allHeartbeats = `${subjectRoot}.hb.*.*.*`;
 export const whoSubject = `${subjectRoot}.who`;
 export const kvEventSubject = (namespace: string, inst: string, dpRank: number): string =>
   `${subjectRoot}.ev.${subjectToken(namespace)}.${subjectToken(inst)}.${dpRank}`;

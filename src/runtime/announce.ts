@@ -36,7 +36,7 @@ export function announce(options: {
       // A beat that the bus refuses is lost like any other; the next one follows in a second.
     }
   };
-  const beatNow = (): void => say(heartbeatSubject(card().inst), false);
+  const beatNow = (): void => say(heartbeatSubject(card()), false);
   const arm = (): void => {
     const spread = 1 + leaseTiming.heartbeatJitter * (2 * random() - 1);
     cancel = clock.after(leaseTiming.heartbeatMs * spread, () => {
@@ -61,7 +61,7 @@ export function announce(options: {
   return {
     beatNow,
     goodbye: () => {
-      say(heartbeatSubject(card().inst), true);
+      say(heartbeatSubject(card()), true);
       stop();
     },
     stop,

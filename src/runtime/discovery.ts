@@ -13,10 +13,17 @@
  */
 import { isDeepStrictEqual } from "node:util";
 import type { CancelTimer, Clock } from "../base/clock.ts";
-import { allHeartbeats, subjectToken, whoSubject } from "../protocol/subjects.ts";
+import { allHeartbeats, heartbeatSubject, whoSubject } from "../protocol/subjects.ts";
 import type { Bus } from "./bus.ts";
 import type { EchoGate } from "./echo-gate.ts";
-import { decodeHeartbeat, type Heartbeat, type InstanceCard } from "./instance-card.ts";
+import { type Hold, newHold, prolong } from "./hold.ts";
+import {
+  decodeHeartbeat,
+  type Heartbeat,
+  type InstanceCard,
+  repeats,
+  steadyPart,
+} from "./instance-card.ts";
 
 export const leaseTiming = {
   heartbeatMs: 1000,
@@ -44,6 +51,7 @@ export const instancesMax = 10_000;
 export type Health = "ready" | "suspect";
 
 export interface Instance {
+  /** As it was last told; the load in it is of some beat since. */
   readonly card: InstanceCard;
   readonly health: Health;
   /** When the health last changed. */
@@ -76,12 +84,6 @@ export interface LiveTable {
   stop(): void;
 }
 
-interface Hold {
-  untilMs: number;
-  lengthMs: number;
-  cause: string;
-}
-
 /** An instance with what the table remembers of it. */
 interface Lease extends Instance {
   card: InstanceCard;
@@ -91,6 +93,8 @@ interface Lease extends Instance {
   gone: boolean;
   /** Silence is reckoned from here: the last beat, or later after a thaw. */
   leaseFromMs: number;
+  /** Of the last beat that was read. */
+  steady: Uint8Array;
   readonly pastEpochs: string[];
   readonly downsAtMs: number[];
   readonly inhibited: Hold;
@@ -111,9 +115,12 @@ export function watchInstances(options: {
   readonly bus: Bus;
   readonly clock: Clock;
   readonly gate: EchoGate;
+  /** Subject of the heartbeats to listen to; absent = all. */
+  readonly subject?: string;
+  /** Which of those that are heard, or answer, count. */
   readonly accept?: (card: InstanceCard) => boolean;
 }): LiveTable {
-  const { bus, clock, gate, accept = () => true } = options;
+  const { bus, clock, gate, subject: heard = allHeartbeats, accept = () => true } = options;
   const watch: Watch = {
     clock,
     gate,
@@ -123,12 +130,13 @@ export function watchInstances(options: {
     counts: { malformed: 0, refused: 0 },
   };
   const first = firstAnswer(clock);
-  const receive = (payload: Uint8Array, token: string | undefined): void => {
+  const receive = (payload: Uint8Array, subject: string | undefined): void => {
+    if (subject !== undefined && beatsOn(watch, subject, payload)) return;
     const heartbeat = decodeHeartbeat(payload);
-    if (!heartbeat || (token !== undefined && token !== subjectToken(heartbeat.card.inst))) {
+    if (!heartbeat || (subject !== undefined && subject !== heartbeatSubject(heartbeat.card))) {
       watch.counts.malformed += 1;
     } else if (accept(heartbeat.card)) {
-      hear(watch, heartbeat);
+      hear(watch, heartbeat, payload);
       first.resolve();
     }
   };
@@ -142,9 +150,7 @@ export function watchInstances(options: {
     }
   };
   const subscriptions = [
-    bus.subscribe(allHeartbeats, (message) =>
-      receive(message.payload, message.subject.split(".").at(-1)),
-    ),
+    bus.subscribe(heard, (message) => receive(message.payload, message.subject)),
     // An empty answer is the server's: nobody is there yet.
     bus.subscribe(answers, ({ payload }) => {
       if (payload.length > 0) receive(payload, undefined);
@@ -224,11 +230,26 @@ function tableOf(watch: Watch, ready: Promise<void>, stop: () => void): LiveTabl
   };
 }
 
+/** True for a beat of a ready instance whose bytes, which name it, say what its last one said. */
+function beatsOn(watch: Watch, subject: string, payload: Uint8Array): boolean {
+  const lease = watch.leases.get(subject.slice(subject.lastIndexOf(".") + 1));
+  if (!lease || lease.gone || lease.health !== "ready") return false;
+  if (!repeats(lease.steady, payload)) return false;
+  heardAt(lease, watch.clock.nowMs());
+  return true;
+}
+
+function heardAt(lease: Lease, nowMs: number): void {
+  lease.lastSeenMs = nowMs;
+  // A beat that was held back by the same freeze does not take away what the thaw granted.
+  lease.leaseFromMs = Math.max(lease.leaseFromMs, nowMs);
+}
+
 /** One heartbeat that was accepted. */
-function hear(watch: Watch, { card, goodbye }: Heartbeat): void {
+function hear(watch: Watch, { card, goodbye }: Heartbeat, payload: Uint8Array): void {
   const lease = watch.leases.get(card.inst);
   if (!lease) {
-    if (!goodbye) add(watch, card);
+    if (!goodbye) add(watch, card, payload);
     return;
   }
   if (lease.pastEpochs.includes(card.epoch)) return;
@@ -242,9 +263,8 @@ function hear(watch: Watch, { card, goodbye }: Heartbeat): void {
     return;
   }
   lease.card = card;
-  lease.lastSeenMs = nowMs;
-  // A beat that was held back by the same freeze does not take away what the thaw granted.
-  lease.leaseFromMs = Math.max(lease.leaseFromMs, nowMs);
+  lease.steady = steadyPart(payload);
+  heardAt(lease, nowMs);
   lease.gone = false;
   if (before.gone || restarted || before.health !== "ready") {
     lease.health = "ready";
@@ -259,7 +279,7 @@ function hear(watch: Watch, { card, goodbye }: Heartbeat): void {
   } else if (before.health !== "ready" || differs(before.card, card)) tell(watch, "changed", card);
 }
 
-function add(watch: Watch, card: InstanceCard): void {
+function add(watch: Watch, card: InstanceCard, payload: Uint8Array): void {
   if (watch.leases.size >= instancesMax && !forgetOneGone(watch)) {
     watch.counts.refused += 1;
     return;
@@ -272,10 +292,11 @@ function add(watch: Watch, card: InstanceCard): void {
     lastSeenMs: nowMs,
     gone: false,
     leaseFromMs: nowMs,
+    steady: steadyPart(payload),
     pastEpochs: [],
     downsAtMs: [],
-    inhibited: { untilMs: Number.NEGATIVE_INFINITY, lengthMs: 0, cause: "" },
-    flapping: { untilMs: Number.NEGATIVE_INFINITY, lengthMs: 0, cause: "flapping" },
+    inhibited: newHold(""),
+    flapping: newHold("flapping"),
   });
   tell(watch, "up", card);
 }
@@ -361,14 +382,6 @@ function countDown(lease: Lease, nowMs: number): void {
   if (downsAtMs.length < flapsMax) return;
   downsAtMs.length = 0;
   prolong(lease.flapping, nowMs, leaseTiming.flapHoldMs, leaseTiming.flapHoldMaxMs);
-}
-
-/** Starts a hold; twice as long as the last one if that ended less than `maxMs` ago. */
-function prolong(hold: Hold, nowMs: number, firstMs: number, maxMs: number): void {
-  if (nowMs < hold.untilMs) return;
-  const again = nowMs - hold.untilMs < maxMs;
-  hold.lengthMs = again ? Math.min(hold.lengthMs * 2, maxMs) : firstMs;
-  hold.untilMs = nowMs + hold.lengthMs;
 }
 
 /** Every lease runs on by the frozen time and one heartbeat, but not beyond one from the present. */

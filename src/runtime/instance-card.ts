@@ -2,9 +2,9 @@
  * What an instance says of itself in every heartbeat: JSON with snake_case fields on the wire.
  * Unknown fields are ignored, so that a newer release can add some.
  */
-import { subjectToken } from "../protocol/subjects.ts";
+import { type HeartbeatKind, subjectToken } from "../protocol/subjects.ts";
 
-export type CardKind = "w" | "local" | "global" | "frontend";
+export type CardKind = HeartbeatKind;
 export type CardRole = "prefill" | "decode" | "aggregated";
 export type CardState = "starting" | "ready" | "draining";
 
@@ -129,6 +129,33 @@ export function decodeHeartbeat(payload: Uint8Array): Heartbeat | undefined {
   } catch {
     return undefined;
   }
+}
+
+const loadOpens = ',"load":{';
+const closeBrace = 0x7d;
+
+/**
+ * A copy of what a heartbeat says besides load, for `repeats`: the bytes until a load that is its
+ * last field, or all of them.
+ */
+export function steadyPart(payload: Uint8Array): Uint8Array {
+  return new Uint8Array(payload.subarray(0, steadyLength(payload)));
+}
+
+/** True when a heartbeat of that steady part is followed by one that differs in load at most. */
+export function repeats(steady: Uint8Array, payload: Uint8Array): boolean {
+  const { length } = steady;
+  if (payload.at(-1) !== closeBrace || payload.length < length) return false;
+  if (Buffer.compare(payload.subarray(0, length), steady) !== 0) return false;
+  return steadyLength(payload) === length;
+}
+
+/** A load within another field ends before the heartbeat does. */
+function steadyLength({ buffer, byteOffset, length }: Uint8Array): number {
+  const bytes = Buffer.from(buffer, byteOffset, length);
+  const at = bytes.lastIndexOf(loadOpens, undefined, "latin1");
+  const isLast = at >= 0 && bytes.indexOf("}}", at, "latin1") === length - 2;
+  return isLast ? at + loadOpens.length : length;
 }
 
 type Fields = Readonly<Record<string, unknown>>;

@@ -2,7 +2,7 @@ import fc from "fast-check";
 import { expect, it } from "vitest";
 import { ManualClock } from "../../src/base/clock.ts";
 import { mulberry32 } from "../../src/base/random.ts";
-import { heartbeatSubject } from "../../src/protocol/subjects.ts";
+import { allHeartbeats, heartbeatSubject, heartbeatsOf } from "../../src/protocol/subjects.ts";
 import { type Announcer, announce } from "../../src/runtime/announce.ts";
 import type { Bus } from "../../src/runtime/bus.ts";
 import { instancesMax, leaseTiming, watchInstances } from "../../src/runtime/discovery.ts";
@@ -10,7 +10,10 @@ import { startEchoGate } from "../../src/runtime/echo-gate.ts";
 import {
   decodeHeartbeat,
   encodeHeartbeat,
+  type Heartbeat,
   type InstanceCard,
+  repeats,
+  steadyPart,
 } from "../../src/runtime/instance-card.ts";
 import { createMemoryNetwork } from "../../src/runtime/memory-bus.ts";
 import { sampleCard } from "./sample-card.ts";
@@ -35,7 +38,7 @@ function rig(accept?: (card: InstanceCard) => boolean) {
   return { clock, network, watcher, gate, table, changes, start, run };
 }
 const beat = (bus: Bus, card: InstanceCard, goodbye = false): void =>
-  bus.publish(heartbeatSubject(card.inst), encodeHeartbeat({ card, goodbye }));
+  bus.publish(heartbeatSubject(card), encodeHeartbeat({ card, goodbye }));
 
 it("lists an instance at its first heartbeat and keeps it as long as it beats", () => {
   const { table, changes, start, run } = rig();
@@ -50,7 +53,7 @@ it("lists an instance at its first heartbeat and keeps it as long as it beats", 
 it("beats every second within 10 %", () => {
   const { clock, watcher, start, run } = rig();
   const atMs: number[] = [];
-  watcher.subscribe("tg.hb.*", () => void atMs.push(clock.nowMs()));
+  watcher.subscribe(allHeartbeats, () => void atMs.push(clock.nowMs()));
   start("1");
   run(100_000);
   const gaps = atMs.slice(1).map((ms, index) => ms - atMs[index]!);
@@ -304,12 +307,107 @@ it("forgets a gone instance's past after five minutes", () => {
 it("counts a heartbeat on another instance's subject as malformed", () => {
   const { table, run, watcher } = rig();
   watcher.publish(
-    heartbeatSubject("2"),
+    heartbeatSubject(sampleCard("2")),
     encodeHeartbeat({ card: sampleCard("1"), goodbye: false }),
   );
   run(0);
   expect(table.counts.malformed).toBe(1);
   expect([...table.instances()]).toEqual([]);
+});
+
+it("hears the kind and namespace it listens to, and no other", () => {
+  const { clock, network, start, run } = rig();
+  const bus = network.connect({ role: "lo" });
+  const gate = { open: true, frozenSinceMs: undefined, onThaw: () => () => {}, stop: () => {} };
+  const subject = heartbeatsOf("w", "pool 1");
+  watchInstances({ bus, clock, gate, subject, accept: () => true });
+  const inPool = { namespace: "pool 1" };
+  const beating = [
+    start("1", () => inPool),
+    start("2", () => ({ ...inPool, kind: "local" as const })),
+    start("3"),
+  ];
+  run(0);
+  const before = bus.totals.messagesIn;
+  for (const { beatNow } of beating) beatNow();
+  run(0);
+  expect(bus.totals.messagesIn - before).toBe(1);
+});
+
+it("reads a beat only when it says something else than the one before", () => {
+  let reads = 0;
+  const { table, changes, run, watcher } = rig(() => ++reads > 0);
+  const load = { running: 1, waiting: 2, kvUsedBlocks: 3 };
+  const steps: readonly [read: number, change: Partial<InstanceCard>, goodbye?: boolean][] = [
+    [1, { load }],
+    [0, { load }],
+    [0, { load: { ...load, waiting: 12_345 } }],
+    [1, { load, digests: [{ dpRank: 0, blockCount: 1, xor: "00000000000000ff" }] }],
+    [1, { load }],
+    [0, { load }],
+    [1, { load, model: "n" }],
+    [0, { load, model: "n" }],
+    [1, { load, model: "n" }, true],
+    [1, { load, model: "n" }],
+    [1, { load, epoch: epochs[1]! }],
+    [0, { load, epoch: epochs[1]! }],
+  ];
+  for (const [read, change, goodbye] of steps) {
+    const before = reads;
+    beat(watcher, sampleCard("1", change), goodbye);
+    run(2000);
+    expect(reads - before).toBe(read);
+  }
+  expect(changes).toEqual(["up 1", "changed 1", "changed 1", "gone 1", "up 1"]);
+  run(501);
+  expect(changes.at(-1)).toBe("suspect 1");
+  beat(watcher, sampleCard("1", { load, epoch: epochs[1]! }));
+  run(0);
+  expect(changes.at(-1)).toBe("changed 1");
+  expect(table.isUsable("1")).toBe(true);
+});
+
+it("takes no beat for a repetition that differs in more than load", () => {
+  const count = fc.integer({ min: 0, max: 2 });
+  const load = fc.record({ running: count, waiting: count, kvUsedBlocks: count });
+  const nested = fc.constantFrom<unknown>(
+    undefined,
+    { load: { a: 1 } },
+    { load: 1 },
+    {
+      a: { load: { b: 1 } },
+    },
+  );
+  const digest = { dpRank: 0, blockCount: 1, xor: "00000000000000ff" };
+  const heartbeat = fc
+    .record({
+      epoch: fc.constantFrom(...epochs.slice(0, 2)),
+      model: fc.constantFrom("m", ',"load":{"', "}}"),
+      perfModel: nested,
+      load: fc.option(load, { nil: undefined }),
+      digests: fc.constantFrom(undefined, [], [digest]),
+      goodbye: fc.boolean(),
+    })
+    .map(({ goodbye, ...change }): Heartbeat => {
+      const set = Object.entries(change).filter(([, value]) => value !== undefined);
+      return { card: sampleCard("1", Object.fromEntries(set)), goodbye };
+    });
+  const withoutLoad = ({ card, goodbye }: Heartbeat): string => {
+    const { load: _load, ...steady } = card;
+    return JSON.stringify([steady, goodbye, card.load === undefined]);
+  };
+  fc.assert(
+    fc.property(heartbeat, heartbeat, fc.option(fc.nat(1_000)), (before, after, cutAt) => {
+      const whole = encodeHeartbeat(after);
+      const payload = cutAt === null ? whole : whole.subarray(0, cutAt);
+      const isRepeated = repeats(steadyPart(encodeHeartbeat(before)), payload);
+      if (isRepeated) expect(decodeHeartbeat(payload)).toEqual(after);
+      if (isRepeated) expect(withoutLoad(after)).toBe(withoutLoad(before));
+      const plain = payload === whole && !after.goodbye && after.card.digests === undefined;
+      if (plain && withoutLoad(before) === withoutLoad(after)) expect(isRepeated).toBe(true);
+    }),
+    { seed: 5, numRuns: 3_000 },
+  );
 });
 
 it("leaves no timer behind", () => {

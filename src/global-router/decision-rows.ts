@@ -7,7 +7,7 @@
  *   configs  config in force, one a row; it names the role, its grid, pools and plans
  *   lives    what quotes found, as it is
  *
- * Invariants: `read` answers what `write` was given. NaN stands for null, in fields that are never
+ * Invariants: `read` answers what `write` was given, but for id and rid. NaN stands for null, in fields that are never
  * NaN; -1 for no result. A selection and its plan are not kept: they follow from the query.
  */
 import { TiergridError } from "../base/errors.ts";
@@ -43,7 +43,7 @@ const standingNumbers = 3;
 const rowNumbers = firstStanding + rowLimits.poolsMax * standingNumbers;
 
 /** Where its texts are. */
-const textAt = { rid: 0, requestId: 1, ttftSource: 2, itlSource: 3, firstAttempt: 4 } as const;
+const textAt = { requestId: 0, ttftSource: 1, itlSource: 2, firstAttempt: 3 } as const;
 const attemptTexts = 2;
 const rowTexts = textAt.firstAttempt + rowLimits.attemptsMax * attemptTexts;
 
@@ -77,7 +77,6 @@ export class DecisionRows {
     writeStandings(numbers, start + firstStanding, pools);
     const texts = this.#texts;
     const firstText = row * rowTexts;
-    texts[firstText + textAt.rid] = decision.rid;
     texts[firstText + textAt.requestId] = decision.requestId;
     texts[firstText + textAt.ttftSource] = query.ttft.source;
     texts[firstText + textAt.itlSource] = query.itl.source;
@@ -93,7 +92,8 @@ export class DecisionRows {
     this.#lives[row] = decision.live;
   }
 
-  read(row: number, id: string): PoolDecision {
+  /** The row's decision; its names are kept elsewhere. */
+  read(row: number, { id, rid }: Pick<PoolDecision, "id" | "rid">): PoolDecision {
     const numbers = this.#sliceOf(row);
     const start = (row % rowsPerSlice) * rowNumbers;
     const number = (at: number): number => numbers[start + at] ?? absent;
@@ -116,7 +116,7 @@ export class DecisionRows {
     const reason = decisionReasons[number(numberAt.resultReason)];
     return {
       id,
-      rid: text(textAt.rid) ?? "",
+      rid,
       requestId: text(textAt.requestId),
       atWallMs: number(numberAt.atWallMs),
       phase,

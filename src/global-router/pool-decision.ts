@@ -24,7 +24,12 @@ import {
   selectPool,
 } from "../core/sla-grid.ts";
 import { resolveSlaTargets, type SlaDefaults } from "../core/sla-targets.ts";
-import { type HopDecision, islTokensOf, type Phase, type RoutedDispatch } from "../protocol/requests.ts";
+import {
+  type HopDecision,
+  islTokensOf,
+  type Phase,
+  type RoutedDispatch,
+} from "../protocol/requests.ts";
 import type { ActiveConfig, ActiveRole, PoolHealth, PoolStanding } from "./pool-health.ts";
 import type { QuoteRecord } from "./pool-quotes.ts";
 
@@ -130,6 +135,7 @@ export function decidePool(dispatch: RoutedDispatch, context: DecisionContext): 
   }
   const { ttft, itl } = targets;
   const query = { tokens: islTokensOf(prompt), ttft, itl, priority };
+  const { selection, plan } = selectIn(role, query);
   return {
     id: randomHex128(random),
     rid: envelope.rid,
@@ -139,7 +145,8 @@ export function decidePool(dispatch: RoutedDispatch, context: DecisionContext): 
     active,
     role,
     query,
-    ...selectIn(role, query),
+    selection,
+    plan,
     live: undefined,
     pools: role.live.map((pool) => health.standing(pool)),
     attempts: [],

@@ -12,9 +12,10 @@
  * - `held` and inhibitions expire by themselves; whoever sets one cannot forget to lift it.
  * - A pool that a reload drops lives on in the requests that use it, until their last `ended`.
  */
-import { type CancelTimer, type Clock, every } from "../base/clock.ts";
+import type { CancelTimer, Clock } from "../base/clock.ts";
 import type { TiergridError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
+import { everyInStep } from "../base/tick-clock.ts";
 import { type PoolConfig, type RolePools, rolePools } from "../config/pool-config.ts";
 import { failed, mayTry, succeeded, tried } from "../core/circuit.ts";
 import { addSample } from "../core/decayed-mean.ts";
@@ -125,7 +126,7 @@ export class PoolHealth {
       table.onChange(({ card }) => {
         for (const pool of this.#pools) if (pool.namespace === card.namespace) this.#refresh(pool);
       }),
-      every(clock, poolTiming.lookPeriodMs, () => {
+      everyInStep(clock, poolTiming.lookPeriodMs, () => {
         for (const pool of this.#pools) this.#look(pool);
       }),
     ];
@@ -167,8 +168,11 @@ export class PoolHealth {
       if (pool.strays.length > 0) return "mismatch";
       return pool.heard ? "gone" : "connecting";
     }
-    const conditions = pool.routers.map((router) => this.#routerCondition(router));
-    const best = preference.find((condition) => conditions.includes(condition)) ?? "suspect";
+    let place = preference.length - 1;
+    for (const router of pool.routers) {
+      place = Math.min(place, preference.indexOf(this.#routerCondition(router)));
+    }
+    const best = preference[place] ?? "suspect";
     if (best === "ready" && pool.vitals.circuit.state !== "closed") return "failing";
     const held = best === "ready" && pool.heldUntilMs > this.#options.clock.nowMs();
     return held ? "held" : best;

@@ -163,7 +163,6 @@ it("answers the last decisions alike as objects and as rows, the oldest making r
   const ring = new DecisionRing();
   const made = fc.sample(settled, { seed: 12, numRuns: 500 });
   const all = Array.from({ length: decisionsKeptMax + 700 }, (_, at) => {
-    // Alike at both ends, as ids that are looked for may be.
     const [id, rid] = [hexOf([7, at, 0, 0, 0, 0, 0, 9]), hexOf([at, 0, 0, 0, 0, 0, 0, 0])];
     return { ...made[at % made.length]!, id, rid };
   });
@@ -177,6 +176,10 @@ it("answers the last decisions alike as objects and as rows, the oldest making r
   for (const [at, decision] of all.entries()) {
     const kept = at < all.length - decisionsKeptMax ? undefined : decision;
     expect(explained(ring.get(decision.id))).toBe(explained(kept));
+  }
+  const newest = all[all.length - 1]!.id;
+  for (const other of [newest.slice(0, 31), `${newest.slice(0, 31)}8`, "g".repeat(32), ""]) {
+    expect(ring.get(other)).toBeUndefined();
   }
 });
 

@@ -5,13 +5,16 @@
  *   after(30) at 12 ─┐
  *   after(20) at 25 ─┴─▶ at 50: one timer of the clock below; both fire, in the order of the calls
  *
- * A timer is less than a tick late, and never early, but one that a firing timer sets counts from the
- * tick and not from its delay: periods keep their length. One of 0 ms fires after the current task.
+ * A timer is less than a tick late, and no earlier than the clock's own are, but one that a firing
+ * timer sets counts from the tick and not from its delay: periods keep their length. One of 0 ms fires
+ * after the current task.
  */
-import type { CancelTimer, Clock } from "./clock.ts";
+import { type CancelTimer, type Clock, every } from "./clock.ts";
 
 /** Tick of a process's common timers. */
 export const commonTickMs = 50;
+/** Timers may be that early: whoever asks for the time until a tick asks a little later than then. */
+const earlyMs = 0.25;
 
 interface Tick {
   readonly fires: Set<{ readonly fire: () => void }>;
@@ -47,7 +50,7 @@ export function tickClock(
     wallMs: () => clock.wallMs(),
     after(delayMs, fire) {
       if (delayMs <= 0) return clock.after(delayMs, fire);
-      const number = Math.ceil(((firingMs ?? clock.nowMs()) + delayMs) / tickMs);
+      const number = Math.ceil(((firingMs ?? clock.nowMs()) + delayMs - earlyMs) / tickMs);
       const tick = tickAt(number);
       const timer = { fire };
       tick.fires.add(timer);
@@ -58,4 +61,16 @@ export function tickClock(
       };
     },
   };
+}
+
+/**
+ * Repeats `fire` at multiples of `periodMs` on a clock whose ticks they are, so that all that repeats so
+ * wakes the process together; on another clock only the first time is a multiple.
+ */
+export function everyInStep(clock: Clock, periodMs: number, fire: () => void): CancelTimer {
+  let cancel = clock.after(periodMs - (clock.nowMs() % periodMs), () => {
+    cancel = every(clock, periodMs, fire);
+    fire();
+  });
+  return () => cancel();
 }

@@ -7,7 +7,7 @@ import { type Clock, every, realClock } from "../base/clock.ts";
 import { TiergridError } from "../base/errors.ts";
 import type { OptionsOf } from "../base/flags.ts";
 import { osRandom } from "../base/random.ts";
-import { commonTickMs, tickClock } from "../base/tick-clock.ts";
+import { commonTickMs, everyInStep, tickClock } from "../base/tick-clock.ts";
 import type { BusRole } from "../protocol/subjects.ts";
 import type { Bus } from "../runtime/bus.ts";
 import { type EchoGate, startEchoGate } from "../runtime/echo-gate.ts";
@@ -64,7 +64,7 @@ export async function openShell(
   let lastTrouble = "";
   const bus = await connectNatsBus({
     ...access,
-    ...{ role, clock, random, name: `tiergrid-${role}` },
+    ...{ role, clock, ticks, random, name: `tiergrid-${role}` },
     onTrouble: (trouble) => {
       lastTrouble = trouble instanceof Error ? trouble.message : String(trouble);
     },
@@ -77,7 +77,7 @@ export async function openShell(
   };
   remind();
   bus.onState((state) => log.info("bus", { state, servers }));
-  const stopReminder = every(ticks, noServerReminderMs, remind);
+  const stopReminder = everyInStep(ticks, noServerReminderMs, remind);
   const gate = startEchoGate(bus, ticks);
   collectRuntime(metrics, {
     version: packageVersion(),

@@ -2,8 +2,9 @@
  * Blocks that workers are believed to have because prompts were sent to them: in place of KV events
  * (approximate mode), or beside them until the events of a prompt arrive.
  */
-import { type Clock, every } from "../base/clock.ts";
+import type { Clock } from "../base/clock.ts";
 import type { Random } from "../base/random.ts";
+import { everyInStep } from "../base/tick-clock.ts";
 import type { KvRouterConfig } from "../config/kv-router-config.ts";
 import { PredictedIndex, type PredictedIndexOptions } from "../core/predicted-index.ts";
 import type { LocalMetrics } from "./local-metrics.ts";
@@ -21,6 +22,7 @@ export interface Prediction {
 export interface PredictionOptions {
   readonly config: KvRouterConfig;
   readonly clock: Clock;
+  readonly ticks?: Clock;
   readonly random: Random;
   readonly metrics: LocalMetrics;
   readonly directory: WorkerDirectory;
@@ -28,11 +30,12 @@ export interface PredictionOptions {
 
 /** Undefined when overlap does not count, or comes from KV events alone. */
 export function startPrediction(options: PredictionOptions): Prediction | undefined {
-  const { clock, random, metrics, directory } = options;
+  const { clock, ticks = clock, random, metrics, directory } = options;
   const settings = settingsOf(options.config);
   if (!settings) return undefined;
   const index = new PredictedIndex({ ...settings, random });
-  const cancelExpiry = every(clock, expiryPeriodMs, () => void index.expire(clock.nowMs()));
+  const expire = (): void => void index.expire(clock.nowMs());
+  const cancelExpiry = everyInStep(ticks, expiryPeriodMs, expire);
   metrics.onScrape(() => {
     metrics.gauge("tiergrid_predicted_blocks").set(index.size);
     metrics.gauge("tiergrid_predicted_bytes").set(index.bytes);

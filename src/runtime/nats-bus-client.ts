@@ -4,9 +4,9 @@
  * and is checked at every dial, so that another version fails loudly.
  */
 import type { ConnectionOptions, Msg, NatsConnection } from "nats";
-import { type CancelTimer, type Clock, every } from "../base/clock.ts";
+import type { CancelTimer, Clock } from "../base/clock.ts";
 import { TiergridError } from "../base/errors.ts";
-import { tickClock } from "../base/tick-clock.ts";
+import { everyInStep, tickClock } from "../base/tick-clock.ts";
 import type { BusMessage, PublishOptions } from "./bus.ts";
 import { connectBuffered } from "./nats-bus-transport.ts";
 import { greets } from "./nats-greeting.ts";
@@ -29,6 +29,8 @@ export interface DialOptions {
   readonly server: string;
   readonly name: string;
   readonly clock: Clock;
+  /** Times the looks for silence; absent = ticks of their own. */
+  readonly ticks?: Clock;
   /** Prefix of the client's own reply subjects; the bus makes its own and needs none. */
   readonly inboxPrefix?: string;
   readonly credentials?: NatsCredentials;
@@ -111,7 +113,7 @@ export async function dialNats(options: DialOptions): Promise<NatsClient> {
     options.onLost(why);
   };
   const stopLooking = lookForSilence({
-    clock: tickClock(clock, lookPeriodMs),
+    clock: options.ticks ?? tickClock(clock, lookPeriodMs),
     takeHeard: () => {
       const was = heard;
       heard = false;
@@ -175,7 +177,7 @@ export interface SilenceLook {
 /** The first look in vain pings, the next one tells: stale is who said nothing for 1 to 1.5 s. */
 export function lookForSilence({ clock, takeHeard, ping, stale }: SilenceLook): CancelTimer {
   let pinged = false;
-  return every(clock, lookPeriodMs, () => {
+  return everyInStep(clock, lookPeriodMs, () => {
     if (takeHeard()) pinged = false;
     else if (pinged) stale();
     else {

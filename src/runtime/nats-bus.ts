@@ -49,6 +49,7 @@ export interface NatsBusOptions {
   readonly servers: readonly string[];
   readonly role: BusRole;
   readonly clock: Clock;
+  readonly ticks?: Clock;
   readonly random: Random;
   /** Shown in the server's monitoring. */
   readonly name?: string;
@@ -304,9 +305,8 @@ async function dial(session: Session): Promise<void> {
   if (server === undefined) throw new TiergridError("config_invalid", "no server is given");
   let life: NatsClient | undefined;
   life = await dialNats({
-    server,
+    ...{ server, clock: options.clock, ...(options.ticks && { ticks: options.ticks }) },
     name: options.name ?? `tiergrid-${options.role}`,
-    clock: options.clock,
     ...(options.credentials ? { credentials: options.credentials } : {}),
     ...(options.tls ? { tls: options.tls } : {}),
     onLost: (why) => lost(session, life, why),

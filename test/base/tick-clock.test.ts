@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { expect, it } from "vitest";
 import { type Clock, every, ManualClock } from "../../src/base/clock.ts";
-import { tickClock } from "../../src/base/tick-clock.ts";
+import { everyInStep, tickClock } from "../../src/base/tick-clock.ts";
 
 it("fires timers of one tick together, in the order of their calls", () => {
   const clock = new ManualClock();
@@ -117,4 +117,37 @@ it("keeps the length of periods however late their ticks are", () => {
   });
   clock.advanceTo(10_000);
   expect(count).toBe(99);
+});
+
+it("repeats at multiples of the period wherever it began, with all that does so in one wake", () => {
+  const clock = new ManualClock();
+  let readings = 0;
+  // Time passes between two readings, as it does on a real clock.
+  const real: Clock = {
+    nowMs: () => clock.nowMs() + 0.001 * readings++,
+    wallMs: () => clock.wallMs(),
+    after: (delayMs, fire) => clock.after(delayMs, fire),
+  };
+  let wakes = 0;
+  const ticks = tickClock(real, 50, () => void wakes++);
+  const firedMs: number[] = [];
+  for (const beginMs of [0, 170, 449]) {
+    clock.advanceTo(beginMs);
+    everyInStep(ticks, 200, () => void firedMs.push(Math.round(real.nowMs())));
+  }
+  clock.advanceTo(1_050);
+  expect(firedMs).toEqual([200, 200, 400, 400, 600, 600, 600, 800, 800, 800, 1000, 1000, 1000]);
+  expect(wakes).toBe(5);
+});
+
+it("stops repeating in step before the first time and within any", () => {
+  const clock = new ManualClock();
+  let count = 0;
+  everyInStep(clock, 100, () => count++)();
+  const stop = everyInStep(clock, 100, () => {
+    if (++count === 3) stop();
+  });
+  clock.advanceTo(1_000);
+  expect(count).toBe(3);
+  expect(clock.pending()).toBe(0);
 });

@@ -146,6 +146,9 @@ interface OpenRequest {
   readonly aborted: () => void;
 }
 
+/** One for all: every offer that a notice answers ends its request so, and a stack costs microseconds. */
+const cancelled = new TiergridError("cancelled", "the request was cancelled");
+
 export class RequestBook {
   readonly #open = new Map<string, OpenRequest>();
   readonly #clock: Clock;
@@ -178,7 +181,7 @@ export class RequestBook {
       const cancelTimer = this.#clock.after(timeoutMs, () =>
         this.fail(reply, "request_timeout", `no reply within ${timeoutMs} ms`),
       );
-      const aborted = (): void => this.fail(reply, "cancelled", "the request was cancelled");
+      const aborted = (): void => this.#take(reply)?.reject(cancelled);
       this.#open.set(reply, { resolve, reject, cancelTimer, signal, aborted });
       signal?.addEventListener("abort", aborted, { once: true });
       try {

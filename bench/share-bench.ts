@@ -12,9 +12,9 @@
  * fast as their profile; in the `fast` rows twenty times, so that frontend or cores are the limit. The
  * readers live in the bench's process, whose CPU is nobody's, as the broker's.
  *
- * At some 30 requests a second V8 compiles for about a minute, which makes a fifth of a router's CPU
- * after half a minute; so the first minute is dropped (`--quick` drops 10 s), and rest is measured
- * behind the load.
+ * A router runs for weeks, and V8 compiles what a request runs until some thousands of them have come: at
+ * 30 requests a second a fifth of a router's CPU after a minute, next to nothing after four. So the first
+ * 8,000 answers are dropped (`--quick` drops 300), and rest is measured behind the load.
  *
  * `fast` rows also ask for answers four times as long. What a part's CPU per request grows by, over the
  * tokens that the answers grew by, is what a further token costs it; the rest is what a request
@@ -33,6 +33,11 @@ const readers = 64;
 const restSeconds = 10;
 /** How much longer the second answers of `fast` rows are. */
 const longerBy = 4;
+/** Answers that are dropped, and how often it is looked whether they are there. */
+const warmAnswers = 8_000;
+const quickWarmAnswers = 300;
+const warmPollMs = 250;
+const warmMaxMs = 600_000;
 /** From the last answer to rest. */
 const quietMs = 3_000;
 const readyMaxMs = 60_000;
@@ -66,14 +71,15 @@ export async function run({ quick, seed, groups }: BenchOptions): Promise<BenchR
     const fleet = await startParts(layout, { engineSpeed });
     const windowMs = quick ? 10_000 : 60_000;
     try {
-      const measured = await measure(fleet, requests, { warmupMs: windowMs, windowMs });
+      const warm = quick ? quickWarmAnswers : warmAnswers;
+      const measured = await measure(fleet, requests, { warm, windowMs });
       rows.push(shareRow(name, measured));
       if (!asksLonger) continue;
       const longer = requests.map((request) => ({
         ...request,
         outputTokens: longerBy * request.outputTokens,
       }));
-      const ofLonger = await measure(fleet, longer, { warmupMs: quick ? 5_000 : 15_000, windowMs });
+      const ofLonger = await measure(fleet, longer, { warm: quickWarmAnswers, windowMs });
       rows.push(tokenRow(name, measured, ofLonger));
     } finally {
       await fleet.stop();
@@ -107,7 +113,7 @@ interface Measured {
 async function measure(
   fleet: Parts,
   requests: readonly TraceRequest[],
-  { warmupMs, windowMs }: { readonly warmupMs: number; readonly windowMs: number },
+  { warm, windowMs }: { readonly warm: number; readonly windowMs: number },
 ): Promise<Measured> {
   const { url } = fleet;
   const agent = new Agent({ keepAlive: true, maxSockets: readers });
@@ -126,7 +132,10 @@ async function measure(
     }
   };
   const reading = Array.from({ length: readers }, read);
-  await sleep(realClock, warmupMs);
+  const warmUntilMs = realClock.nowMs() + warmMaxMs;
+  while (counts.answers < warm && realClock.nowMs() < warmUntilMs) {
+    await sleep(realClock, warmPollMs);
+  }
   const [before, startMs, start] = [await cpuOf(fleet), realClock.nowMs(), { ...counts }];
   await sleep(realClock, windowMs);
   const [after, ms, end] = [await cpuOf(fleet), realClock.nowMs() - startMs, { ...counts }];

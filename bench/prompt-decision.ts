@@ -17,11 +17,8 @@ import type { CostWeights } from "../src/core/worker-cost.ts";
 import { WorkerLoad } from "../src/core/worker-load.ts";
 import { WorkerRoster } from "../src/core/worker-roster.ts";
 import { type BlockHasher, createBlockHasher } from "../src/protocol/block-hashes.ts";
-import {
-  decodeDispatch,
-  encodeDispatch,
-  encodeDispatchJson,
-} from "../src/protocol/request-frame.ts";
+import { decodeDispatch, encodeDispatch } from "../src/protocol/request-frame.ts";
+import { encodeDispatchJson } from "../src/protocol/request-json.ts";
 import { attemptNumber, type TokenDispatch } from "../src/protocol/requests.ts";
 import { NaiveRouter } from "./baselines/naive-router.ts";
 import { benchCore } from "./bench-core.ts";

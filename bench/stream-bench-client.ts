@@ -4,7 +4,8 @@
  */
 import { realClock } from "../src/base/clock.ts";
 import { mulberry32, osRandom, randomHex128 } from "../src/base/random.ts";
-import { encodeDispatch, encodeDispatchJson } from "../src/protocol/request-frame.ts";
+import { encodeDispatch } from "../src/protocol/request-frame.ts";
+import { encodeDispatchJson } from "../src/protocol/request-json.ts";
 import { attemptNumber, type TokenDispatch } from "../src/protocol/requests.ts";
 import { decodeJsonFrame } from "../src/protocol/stream-json.ts";
 import type { Bus } from "../src/runtime/bus.ts";

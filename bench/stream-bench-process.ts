@@ -16,15 +16,12 @@
  */
 import { realClock } from "../src/base/clock.ts";
 import { osRandom } from "../src/base/random.ts";
+import { isFrame } from "../src/protocol/frame-layout.ts";
 import { encodeReceipt } from "../src/protocol/receipts.ts";
-import {
-  decodeDispatch,
-  encodeDispatch,
-  encodeDispatchJson,
-  readDispatch,
-} from "../src/protocol/request-frame.ts";
+import { decodeDispatch, passFrame, readDispatch } from "../src/protocol/request-frame.ts";
+import { encodeDispatchJson } from "../src/protocol/request-json.ts";
 import { decodeControl, encodeControlReply } from "../src/protocol/stream-control.ts";
-import { controlSubject } from "../src/protocol/subjects.ts";
+import { controlSubject, noticeSubject } from "../src/protocol/subjects.ts";
 import type { Bus, BusMessage } from "../src/runtime/bus.ts";
 import { Dispatcher } from "../src/runtime/dispatcher.ts";
 import { connectNatsBus } from "../src/runtime/nats-bus.ts";
@@ -116,8 +113,9 @@ function worker(bus: Bus, inst: string): void {
   });
 }
 
+const decision = { tier: "global", decision_id: "d", role: "aggregated" } as const;
+
 function dispatcher(bus: Bus, inst: string, next: string): void {
-  const decision = { tier: "global", decision_id: "d", role: "aggregated" } as const;
   const hop = { inst: next, subject: subjectOf(next), control: controlSubject(kindOf(next), next) };
   new Dispatcher({
     bus,
@@ -140,21 +138,25 @@ function dispatcher(bus: Bus, inst: string, next: string): void {
 
 /** Forwards in the form that came, the body as it stands: frames as frames, JSON as JSON. */
 function router(bus: Bus, inst: string, next: string): void {
-  const decision = { tier: "global", decision_id: "d", role: "aggregated" } as const;
   bus.subscribe(subjectOf(inst), async (message: BusMessage) => {
-    const { dispatch, bodyText } = readDispatch(message, osRandom);
-    const { envelope } = dispatch;
-    const decisions = [...envelope.decisions, decision];
-    const { prompt, body } = dispatch;
-    const forwarded = { envelope: { ...envelope, decisions }, body };
-    const isJson = message.payload[0] === 0x7b;
-    const bytes =
-      isJson && prompt.type === "tokens"
-        ? encodeDispatchJson({ ...forwarded, prompt })
-        : encodeDispatch({ ...forwarded, prompt }, bodyText);
+    const bytes = isFrame(message.payload) ? passed(message, inst) : passedJson(message);
     const receipt = await bus.request(subjectOf(next), bytes, { timeoutMs: 10_000 });
     if (message.reply !== undefined) bus.publish(message.reply, receipt.payload);
   });
+}
+
+function passed(message: BusMessage, inst: string): Uint8Array {
+  const { dispatch, frame } = readDispatch(message, osRandom);
+  const { attempt, phase, deadlineMs } = dispatch.envelope;
+  const own = { progress: false, decision, noticeSubject: noticeSubject(inst), body: undefined };
+  return passFrame(frame, { attempt, phase, deadlineMs, ...own });
+}
+
+function passedJson(message: BusMessage): Uint8Array {
+  const { prompt, envelope, body } = decodeDispatch(message, osRandom);
+  if (prompt.type === "hashes") throw new Error("JSON carries tokens");
+  const decisions = [...envelope.decisions, decision];
+  return encodeDispatchJson({ envelope: { ...envelope, decisions }, body, prompt });
 }
 
 async function main(): Promise<void> {

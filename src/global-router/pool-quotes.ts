@@ -13,7 +13,7 @@ import type { BlockHasher } from "../protocol/block-hashes.ts";
 import { encodeHashQuestion } from "../protocol/hash-frame.ts";
 import { hashPrompt } from "../protocol/prompt-hashes.ts";
 import { isObject } from "../protocol/request-body.ts";
-import type { HashedPrompt, Prompt, RequestBody } from "../protocol/requests.ts";
+import type { HashedPrompt, Prompt, RequestBody, RoutedBody } from "../protocol/requests.ts";
 import { askSubject } from "../protocol/subjects.ts";
 import type { Bus } from "../runtime/bus.ts";
 import type { LivePool, PoolHealth } from "./pool-health.ts";
@@ -42,7 +42,7 @@ export interface QuoteAsker {
 }
 
 export interface QuotePrompt {
-  readonly body: RequestBody;
+  readonly body: RoutedBody;
   readonly prompt: Prompt;
 }
 
@@ -108,7 +108,7 @@ export async function askQuote(
 }
 
 /** What the choice of a worker depends on, and what is asked; the prompt is in the hashes. */
-function questionBody(body: RequestBody, { ttftMs, itlMs }: QuoteTargets): RequestBody {
+function questionBody(body: RoutedBody, { ttftMs, itlMs }: QuoteTargets): RequestBody {
   const { routing, router_config_override, dp_rank } = body;
   return {
     ...(routing && { routing }),

@@ -5,7 +5,7 @@
  *   plan ──▶ start ──▶ wait(woken) ──quotes──▶ takeLive ──▶ plan
  */
 import { CancelSwitch } from "../base/cancel.ts";
-import type { RequestBody } from "../protocol/requests.ts";
+import type { RoutedBody } from "../protocol/requests.ts";
 import type { Plan } from "../runtime/dispatch-policy.ts";
 import { asksQuotes, type LiveChoice } from "./live-choice.ts";
 import { type PoolDecision, takeLive } from "./pool-decision.ts";
@@ -47,7 +47,7 @@ export function waitForQuotes(
 }
 
 /** The body for the next hop: where quotes decided, its choice follows the same rule. */
-export function quotedBody(body: RequestBody, { live }: PoolDecision): RequestBody {
+export function quotedBody<Body extends RoutedBody>(body: Body, { live }: PoolDecision): Body {
   if (live?.outcome !== "kept" && live?.outcome !== "left") return body;
   const { ttftMs, itlMs } = live.targets;
   const router = {

@@ -12,7 +12,7 @@ import type { ChosenWorker } from "../core/choice.ts";
 import type { LatencyBook } from "../core/latency-book.ts";
 import { outputBlocksCrossed, outputFraction, type WorkerLoad } from "../core/worker-load.ts";
 import type { ClosedNotice, FinishedNotice, RequestNotice } from "../protocol/notices.ts";
-import type { Dispatch, HopDecision, RequestBody } from "../protocol/requests.ts";
+import type { HopDecision, RoutedBody, RoutedDispatch } from "../protocol/requests.ts";
 import { controlSubject, generateSubject } from "../protocol/subjects.ts";
 import type { DispatchEntry, DispatchPolicy, EndCause, Plan } from "../runtime/dispatch-policy.ts";
 import { type Admission, type Admittance, go, newAdmittance } from "./admission.ts";
@@ -101,7 +101,7 @@ export function createLocalPolicy(options: LocalPolicyOptions): DispatchPolicy<L
   };
 }
 
-function admit(policy: Policy, { envelope, body, prompt }: Dispatch): LocalRequest {
+function admit(policy: Policy, { envelope, body, prompt }: RoutedDispatch): LocalRequest {
   if (!policy.serving()) throw new TiergridError("not_ready", "Router not initialized");
   if (isQueryOnly(body)) {
     const message = "query_instance_id dispatches nothing: ask the endpoint itself, or explain";
@@ -192,9 +192,9 @@ function refuse({ metrics }: Policy, error: TiergridError): Plan {
 /** The request as the worker gets it, to run on the chosen rank: the body as it came if that says so. */
 function bodyFor(
   { directory }: Policy,
-  body: RequestBody,
+  body: RoutedBody,
   { workerId, dpRank }: ChosenWorker,
-): RequestBody {
+): RoutedBody {
   const hasOneRank = directory.workers.get(workerId)?.card.dpSize === 1;
   const said = body.routing?.dp_rank ?? (hasOneRank ? dpRank : undefined);
   return said === dpRank ? body : { ...body, routing: { ...body.routing, dp_rank: dpRank } };

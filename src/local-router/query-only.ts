@@ -6,7 +6,7 @@
 import type { Random } from "../base/random.ts";
 import type { Choice } from "../core/choice.ts";
 import { decodeDispatch } from "../protocol/request-frame.ts";
-import type { RequestBody } from "../protocol/requests.ts";
+import type { RoutedBody } from "../protocol/requests.ts";
 import type { StreamFrame } from "../protocol/stream-frames.ts";
 import type { Bus, BusMessage } from "../runtime/bus.ts";
 import { publishFrame } from "../runtime/dispatch-offer.ts";
@@ -45,7 +45,7 @@ function mayBeQueryOnly({ buffer, byteOffset, byteLength }: Uint8Array): boolean
   return Buffer.from(buffer, byteOffset, byteLength).includes(marker);
 }
 
-export function isQueryOnly({ annotations }: RequestBody): boolean {
+export function isQueryOnly({ annotations }: RoutedBody): boolean {
   return annotations?.some((name) => /^query_instance_id(?::|$)/.test(name)) ?? false;
 }
 

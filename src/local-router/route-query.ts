@@ -7,7 +7,7 @@ import type { WorkerConstraints } from "../core/worker-roster.ts";
 import type { BlockHasher } from "../protocol/block-hashes.ts";
 import { hashPrompt } from "../protocol/prompt-hashes.ts";
 import { isObject, isU32, shown } from "../protocol/request-body.ts";
-import type { Phase, Prompt, RequestBody, RoutingHints } from "../protocol/requests.ts";
+import type { Phase, Prompt, RoutedBody, RoutingHints } from "../protocol/requests.ts";
 import { formatU64, readU64Json } from "../protocol/u64.ts";
 import type { CardRole } from "../runtime/instance-card.ts";
 
@@ -51,7 +51,7 @@ export interface RouteQuery {
 
 export interface RouteRequest {
   readonly phase: Phase;
-  readonly body: RequestBody;
+  readonly body: RoutedBody;
   readonly prompt: Prompt;
 }
 
@@ -87,7 +87,7 @@ export function readRouteQuery(rules: PoolRules, request: RouteRequest): RouteQu
 }
 
 /** With `best_fit` the target of what the pool's workers do decides. */
-function fitTargetOf(role: CardRole, { router }: RequestBody): number | undefined {
+function fitTargetOf(role: CardRole, { router }: RoutedBody): number | undefined {
   if (router?.best_fit !== true) return undefined;
   return (role === "decode" ? router.itl_target : router.ttft_target) ?? undefined;
 }
@@ -97,7 +97,7 @@ const none = new Uint32Array(0);
 /** Hashes of the prompt, or those its sender has made. */
 function hashesOf(
   { blockSize, blockHasher }: PoolRules,
-  body: RequestBody,
+  body: RoutedBody,
   prompt: Prompt,
 ): Pick<RouteQuery, "islTokens" | "blocks" | "sequence"> {
   if (prompt.type === "hashes") {
@@ -115,7 +115,7 @@ function otherBlocks(hashed: number, blockSize: number): TiergridError {
   return new TiergridError("prompt_needed", message, { block_size: blockSize });
 }
 
-function overrideOf(body: RequestBody): RouterConfigOverride {
+function overrideOf(body: RoutedBody): RouterConfigOverride {
   const parsed = parseRouterConfigOverride(body.router_config_override);
   if (parsed.ok) return parsed.override;
   const [first] = parsed.faults;
@@ -124,7 +124,7 @@ function overrideOf(body: RequestBody): RouterConfigOverride {
   throw new TiergridError("invalid_request", message, { field });
 }
 
-function constraintsOf(body: RequestBody, phase: Phase): WorkerConstraints {
+function constraintsOf(body: RoutedBody, phase: Phase): WorkerConstraints {
   const routing = body.routing ?? {};
   const allowed = routing.allowed_worker_ids;
   return {
@@ -146,10 +146,10 @@ function pinnedOf(routing: RoutingHints, phase: Phase): string | undefined {
 }
 
 /** In the prefill phase `dp_rank` is the later decode's. The top-level field is an older spelling. */
-function dpRankOf(body: RequestBody, phase: Phase): number | undefined {
+function dpRankOf(body: RoutedBody, phase: Phase): number | undefined {
   const { routing } = body;
   if (phase === "prefill") return routing?.prefill_dp_rank ?? undefined;
-  const dpRank = routing?.dp_rank ?? body["dp_rank"] ?? undefined;
+  const dpRank = routing?.dp_rank ?? body.dp_rank ?? undefined;
   if (dpRank === undefined || isU32(dpRank)) return dpRank;
   throw invalid("dp_rank", "an integer in [0, 4294967295]", dpRank);
 }

@@ -1,11 +1,11 @@
 /**
- * The layout that requests and questions share when they travel as bytes. Little endian:
+ * Frames of version 1: JSON, and words that end them. Questions by hashes travel so, and the requests
+ * of owners that do not write version 2 (`request-frame.ts`). Little endian:
  *
  *   header 40 bytes | JSON padded with spaces to 4 | count x u32 tokens, or x (lo u32, hi u32) hashes
  *
- *    0 magic u16 "TG"    2 version u8          3 kind u8 (1 tokens, 2 hashes)  4 islTokens u32
- *    8 expectedOutputTokens u32 (2^32-1 none) 12 ttftTargetMs f32 (NaN none)
- *   16 itlTargetMs f32  20 strictPriority u32 24 priorityJumpSeconds f32
+ *    0 magic u16 "TG"    2 version u8 (1)      3 kind u8 (1 tokens, 2 hashes)  4 islTokens u32
+ *    8 20 bytes: a request repeats fields of its JSON here, nobody reads them
  *   28 jsonBytes u32    32 count u32          36 blockSize u16 (0 unsaid)      38 flags u16 (0)
  *
  * The length must match exactly. Words are written through typed arrays: hosts are little endian,
@@ -21,9 +21,6 @@ export const frameLayout = {
 } as const;
 const { magic, version, kindTokens, kindHashes, headerBytes } = frameLayout;
 
-/** Writes the fields of the header that only requests have. */
-export type WriteHints = (header: DataView) => void;
-
 /** The words that end a frame: tokens, or hashes of blocks, 2 words each. */
 export interface FrameWords {
   readonly kind: typeof kindTokens | typeof kindHashes;
@@ -34,7 +31,6 @@ export interface FrameWords {
 }
 
 export interface Frame extends FrameWords {
-  readonly header: DataView;
   /** UTF-8; may be a view of the payload, as may the words. */
   readonly json: Uint8Array;
 }
@@ -47,7 +43,7 @@ const scratch = new Uint8Array(headerBytes);
 const scratchView = new DataView(scratch.buffer);
 
 /** The frame; nothing of `part` is kept. */
-export function encodeFrame(json: string, part: FrameWords, hints?: WriteHints): Uint8Array {
+export function encodeFrame(json: string, part: FrameWords): Uint8Array {
   const { kind, islTokens, blockSize, words } = part;
   const jsonBytes = Buffer.byteLength(json);
   const wordsAt = headerBytes + padded(jsonBytes);
@@ -60,7 +56,6 @@ export function encodeFrame(json: string, part: FrameWords, hints?: WriteHints):
   scratchView.setUint32(28, jsonBytes, true);
   scratchView.setUint32(32, words.length / wordsEach(kind), true);
   scratchView.setUint16(36, blockSize, true);
-  hints?.(scratchView);
   bytes.set(scratch);
   bytes.write(json, headerBytes, "utf8");
   for (let at = headerBytes + jsonBytes; at < wordsAt; at++) bytes[at] = 0x20;
@@ -72,8 +67,9 @@ export function isFrame(payload: Uint8Array): boolean {
   return payload[0] === (magic & 0xff) && payload[1] === magic >> 8;
 }
 
+/** True for a frame of this version that carries hashes. */
 export function isHashFrame(payload: Uint8Array): boolean {
-  return isFrame(payload) && payload[3] === kindHashes;
+  return isFrame(payload) && payload[2] === version && payload[3] === kindHashes;
 }
 
 /** Takes a frame apart; calls `fault` unless version, kind and length can be read. */
@@ -95,20 +91,24 @@ export function splitFrame(payload: Uint8Array, fault: FrameFault): Frame {
     fault(expected, `${payload.length} bytes`);
   }
   return {
-    header,
     kind,
     islTokens: header.getUint32(4, true),
     blockSize: header.getUint16(36, true),
     json: payload.subarray(headerBytes, headerBytes + jsonBytes),
-    words: wordsOf(payload.subarray(wordsAt)),
+    words: wordsOf(payload, wordsAt),
   };
 }
 
-/** The bytes as words: a view where they lie on a multiple of 4, as most large ones do, else a copy. */
-export function wordsOf(bytes: Uint8Array): Uint32Array {
-  const { buffer, byteOffset } = bytes.byteOffset % 4 === 0 ? bytes : new Uint8Array(bytes);
-  return new Uint32Array(buffer, byteOffset, bytes.length / 4);
+/**
+ * The bytes from `at` as words: a view where they lie on a multiple of 4, as most large ones do, else
+ * a copy.
+ */
+export function wordsOf({ buffer, byteOffset, byteLength }: Uint8Array, at: number): Uint32Array {
+  const from = byteOffset + at;
+  if (from % 4 === 0) return new Uint32Array(buffer, from, (byteLength - at) / 4);
+  return new Uint32Array(buffer.slice(from, byteOffset + byteLength));
 }
 
-const wordsEach = (kind: FrameWords["kind"]): number => (kind === kindTokens ? 1 : 2);
+/** Words per counted item. */
+export const wordsEach = (kind: FrameWords["kind"]): number => (kind === kindTokens ? 1 : 2);
 const padded = (bytes: number): number => 4 * Math.ceil(bytes / 4);

@@ -64,7 +64,7 @@ export function decodePromptAnswer(payload: Uint8Array): Uint32Array | undefined
   const count = header.getUint32(4, true);
   const expectedBytes = promptAnswerBytes(kind === kindTokens ? count : 0);
   if (payload.length !== expectedBytes) throw malformed(`${expectedBytes} bytes`, payload.length);
-  return kind === kindTokens ? wordsOf(payload.subarray(headerBytes)) : undefined;
+  return kind === kindTokens ? wordsOf(payload, headerBytes) : undefined;
 }
 
 function malformed(expected: string, found: number): TiergridError {

@@ -4,7 +4,7 @@
  */
 import type { BlockHasher, BlockHashes } from "./block-hashes.ts";
 import { readMmRouting } from "./mm-hash.ts";
-import type { RequestBody } from "./requests.ts";
+import type { RoutedBody } from "./requests.ts";
 
 export interface PromptHashes extends BlockHashes {
   /** Tokens of the prompt that routing sees: the request's own, or with its media expanded. */
@@ -14,11 +14,11 @@ export interface PromptHashes extends BlockHashes {
 /** Hashes of the full blocks of `tokens`; throws `invalid_request` naming a wrong field. */
 export function hashPrompt(
   hasher: Pick<BlockHasher, "hashBlocks">,
-  body: RequestBody,
+  body: RoutedBody,
   tokens: Uint32Array,
   blockSize: number,
 ): PromptHashes {
-  const media = readMmRouting(body["mm_routing_info"]);
+  const media = readMmRouting(body.mm_routing_info);
   const seen = media.tokens ?? tokens;
   const hashes = hasher.hashBlocks(seen, blockSize, {
     loraName: body.routing?.lora_name ?? undefined,

@@ -14,8 +14,8 @@ interface Kind {
   readonly expected: string;
   readonly holds: (value: unknown) => boolean;
 }
-/** Names and kinds; a list, since it is walked for every request. */
-type Fields = readonly (readonly [name: string, field: Kind | Fields])[];
+/** A request names few of the fields there are: its own are walked and looked up here. */
+type Fields = ReadonlyMap<string, Kind | Fields>;
 interface FieldTable {
   readonly [field: string]: Kind | FieldTable;
 }
@@ -114,10 +114,11 @@ export function checkRequestBody(body: JsonObject): asserts body is RequestBody 
 }
 
 function checkFields(value: JsonObject, fields: Fields, path: string): void {
-  for (const [name, field] of fields) {
+  for (const name in value) {
     const found = value[name];
-    if (found === undefined || found === null) continue;
-    if (isKind(field)) {
+    const field = found === undefined || found === null ? undefined : fields.get(name);
+    if (field === undefined) continue;
+    if ("holds" in field) {
       if (!field.holds(found)) fail(path + name, field.expected, found);
     } else if (isObject(found)) checkFields(found, field, `${path}${name}.`);
     else fail(path + name, "an object", found);
@@ -125,13 +126,12 @@ function checkFields(value: JsonObject, fields: Fields, path: string): void {
 }
 
 function fieldsOf(table: FieldTable): Fields {
-  return Object.entries(table).map(([name, field]) => [
-    name,
-    isKind(field) ? field : fieldsOf(field),
-  ]);
+  return new Map(
+    Object.entries(table).map(([name, field]) => [name, isKind(field) ? field : fieldsOf(field)]),
+  );
 }
 
-function isKind(field: Kind | FieldTable | Fields): field is Kind {
+function isKind(field: Kind | FieldTable): field is Kind {
   return "holds" in field && typeof field.holds === "function";
 }
 

@@ -1,255 +1,322 @@
 /**
- * A `Dispatch` as bytes. Two forms, told apart by the first byte:
+ * A `Dispatch` as a frame of version 2, which our own processes send; messages in other forms are read
+ * by `request-json.ts`. Little endian:
  *
- *   JSON    {"token_ids": [...], ...body, "tiergrid": {envelope}}       any client
- *   frame   header | JSON {...body, "tiergrid"} | the prompt's words    `frame-layout.ts`
+ *   header 68 bytes | decisions | names | routed | rest | words
  *
- *   kind    1  the tokens
- *           2  local hashes of the full blocks; `tiergrid.prompt_from` hands out the tokens
+ *    0 magic u16 "TG"   2 version u8 (2)      3 kind u8 (1 tokens, 2 hashes)   4 islTokens u32
+ *    8 attempt u32     12 first u32          16 deadlineMs f64                24 streamKey u32
+ *   28 routedBytes u32 32 count u32          36 blockSize u16 (0 of tokens)   38 flags u16
+ *   40 namesBytes u32  44 restBytes u32      48 decisionsBytes u16
+ *   50 phase u8 (0 aggregated, 1 prefill, 2 decode)                           52 rid, 16 bytes
  *
- * The header repeats fields of the JSON, so that a hop may decide without parsing it; the hop that
- * parses both rejects a difference. 128 k tokens are 0.5 MB and one copy here, 0.8 MB and 131,072
- * parsed numbers in JSON. A hop that forwards re-encodes the JSON part and copies the words.
+ *   flags       1 the stream is read in bundles, 2 it is acknowledged, 4 progress, 8 acceptNotice
+ *   decisions   items of a JSON array, the first router's first
+ *   names       lines: notify …, stream subject, promptFrom or nothing, avoid as JSON or nothing
+ *   routed      JSON: the body's fields that routers act on (`RoutedBody`)
+ *   rest        JSON: its other fields
+ *   words       count x u32 tokens, or x (lo u32, hi u32) hashes
+ *
+ * A router reads neither decisions nor rest. Its own decision and notice subject go where the one
+ * part ends and the other begins, and it copies what lies around them:
+ *
+ *   came   header  d1               n1 \n subject … | routed | rest | words
+ *   sent   header' d1 , d2 spaces   n2 \n n1 \n subject … | routed | rest | words
+ *
+ * Invariants: the length matches exactly; unknown flags pass and are ignored; what we write has its
+ * words at a multiple of 4, to which spaces behind a decision and behind the JSON bring them.
  */
-import { TiergridError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
+import { frameLayout, isFrame, wordsEach, wordsOf } from "./frame-layout.ts";
+import { checkRequestBody } from "./request-body.ts";
 import {
-  encodeFrame,
-  type Frame,
-  type FrameWords,
-  frameLayout,
-  isFrame,
-  splitFrame,
-} from "./frame-layout.ts";
-import { checkRequestBody, isObject, isU32, type JsonObject, shown } from "./request-body.ts";
-import { envelopeFromJson, envelopeText, envelopeToJson } from "./request-envelope.ts";
-import type { Dispatch, Envelope, Prompt, RequestBody, TokenDispatch } from "./requests.ts";
+  attemptOf,
+  avoidOf,
+  deadlineOf,
+  decisionsOf,
+  inboxOf,
+  notifyOf,
+  phaseOf,
+} from "./request-envelope.ts";
+import {
+  checkSource,
+  type DispatchMessage,
+  decodeJsonDispatch,
+  fail,
+  parseJson,
+  promptOf,
+  textOf,
+} from "./request-json.ts";
+import {
+  type Dispatch,
+  type HopDecision,
+  islTokensOf,
+  type Phase,
+  type Prompt,
+  type RequestBody,
+  type RoutedBody,
+  type RoutedDispatch,
+  type RoutedEnvelope,
+} from "./requests.ts";
 
-const { kindTokens, kindHashes } = frameLayout;
-const none = 0xffffffff;
+const { magic, kindTokens, kindHashes } = frameLayout;
+const version = 2;
+const headerBytes = 68;
+const flagBits = { bundle: 1, acks: 2, progress: 4, acceptNotice: 8 } as const;
+const phases: readonly Phase[] = ["aggregated", "prefill", "decode"];
+const ridAt = 52;
+const decisionsBytesMax = 0xffff;
+/** Lines of the names behind those of `notify`. */
+const namesAfterNotify = 3;
 
-const decoder = new TextDecoder("utf-8", { fatal: true });
+/** The frame; nothing of `dispatch` is kept. */
+export function encodeDispatch({ envelope, body, prompt }: Dispatch): Uint8Array {
+  const decisions = itemsText(envelope.decisions);
+  const names = namesText(envelope);
+  const { routed, rest } = bodyTexts(body);
+  const decisionsBytes = checkDecisionsBytes(Buffer.byteLength(decisions));
+  const namesBytes = Buffer.byteLength(names);
+  const routedBytes = Buffer.byteLength(routed);
+  const restAt = headerBytes + decisionsBytes + namesBytes + routedBytes;
+  const restEnd = restAt + Buffer.byteLength(rest);
+  const wordsAt = padded(restEnd);
+  const words = prompt.type === "tokens" ? prompt.tokens : prompt.localHashes;
+  const bytes = Buffer.allocUnsafe(wordsAt + 4 * words.length);
+  writeFixed(bytes, envelope);
+  writePrompt(bytes, prompt);
+  bytes.writeUInt32LE(routedBytes, 28);
+  bytes.writeUInt32LE(namesBytes, 40);
+  bytes.writeUInt32LE(wordsAt - restAt, 44);
+  bytes.writeUInt16LE(decisionsBytes, 48);
+  bytes.write(decisions + names + routed + rest + spaces(wordsAt - restEnd), headerBytes);
+  bytes.set(new Uint8Array(words.buffer, words.byteOffset, 4 * words.length), wordsAt);
+  return bytes;
+}
+
+/** Without the brackets. */
+function itemsText(decisions: readonly HopDecision[]): string {
+  return decisions.length === 0 ? "" : JSON.stringify(decisions).slice(1, -1);
+}
+
+/** The body's fields in two JSON objects. */
+function bodyTexts(body: RequestBody): { readonly routed: string; readonly rest: string } {
+  const { request_id, routing, router, router_config_override, ...other } = body;
+  const { annotations, extra_args, dp_rank, mm_routing_info, ...rest } = other;
+  const hints = { request_id, routing, router, router_config_override };
+  const routed = { ...hints, annotations, extra_args, dp_rank, mm_routing_info };
+  return { routed: JSON.stringify(routed), rest: JSON.stringify(rest) };
+}
+
+/** The envelope's fields of the header. */
+function writeFixed(bytes: Buffer, envelope: RoutedEnvelope): void {
+  bytes.writeUInt16LE(magic, 0);
+  bytes[2] = version;
+  bytes.writeUInt32LE(envelope.attempt, 8);
+  bytes.writeUInt32LE(envelope.first, 12);
+  bytes.writeDoubleLE(envelope.deadlineMs, 16);
+  bytes.writeUInt32LE(envelope.stream.key, 24);
+  bytes.writeUInt16LE(flagsOf(envelope), 38);
+  bytes[50] = phases.indexOf(envelope.phase);
+  bytes[51] = 0;
+  bytes.write(envelope.rid, ridAt, "hex");
+}
+
+function writePrompt(bytes: Buffer, prompt: Prompt): void {
+  const isTokens = prompt.type === "tokens";
+  bytes[3] = isTokens ? kindTokens : kindHashes;
+  bytes.writeUInt32LE(islTokensOf(prompt), 4);
+  bytes.writeUInt32LE(isTokens ? prompt.tokens.length : prompt.localHashes.length / 2, 32);
+  bytes.writeUInt16LE(isTokens ? 0 : prompt.blockSize, 36);
+}
+
+function namesText({ notify, stream, promptFrom = "", avoid }: RoutedEnvelope): string {
+  const avoidText = avoid.length === 0 ? "" : JSON.stringify(avoid);
+  return [...notify, stream.subject, promptFrom, avoidText].join("\n");
+}
+
+function flagsOf({ stream, progress, acceptNotice }: RoutedEnvelope): number {
+  return (
+    (stream.format === "bundle" ? flagBits.bundle : 0) |
+    (stream.acks ? flagBits.acks : 0) |
+    (progress ? flagBits.progress : 0) |
+    (acceptNotice ? flagBits.acceptNotice : 0)
+  );
+}
 
 /**
- * The binary frame; the words are copied, nothing of `dispatch` is kept. `bodyText` is the body as
- * `readDispatch` found it: a hop that does not change it need not print it.
- */
-export function encodeDispatch(dispatch: Dispatch, bodyText?: string): Uint8Array {
-  const { body, envelope, prompt } = dispatch;
-  const fields = bodyText ?? JSON.stringify(body).slice(0, -1);
-  const comma = fields === "{" ? "" : ",";
-  const json = `${fields}${comma}"tiergrid":${envelopeText(envelope)}}`;
-  return encodeFrame(json, frameWordsOf(prompt), (header) => writeHints(header, body));
-}
-
-function frameWordsOf(prompt: Prompt): FrameWords {
-  if (prompt.type === "hashes") {
-    const { islTokens, blockSize, localHashes: words } = prompt;
-    return { kind: kindHashes, islTokens, blockSize, words };
-  }
-  const { tokens: words } = prompt;
-  return { kind: kindTokens, islTokens: words.length, blockSize: 0, words };
-}
-
-/** The JSON form, which has no hashes. */
-export function encodeDispatchJson(dispatch: TokenDispatch): Uint8Array {
-  const { body, envelope, prompt } = dispatch;
-  const token_ids = Array.from(prompt.tokens);
-  return Buffer.from(JSON.stringify({ token_ids, ...body, tiergrid: envelopeToJson(envelope) }));
-}
-
-/** A message that carries a dispatch; without an envelope, `reply` is the stream. */
-export interface DispatchMessage {
-  readonly payload: Uint8Array;
-  readonly reply: string | undefined;
-}
-
-/**
- * Reads either form; a plain client's missing `rid` is drawn from `random`. The prompt is a copy,
- * or a view of the payload where it is aligned. Throws `invalid_request` saying what was expected.
+ * Reads a dispatch in any form; a plain client's missing `rid` is drawn from `random`. The prompt is a
+ * copy, or a view of the payload where it is aligned. Throws `invalid_request` saying what was
+ * expected.
  */
 export function decodeDispatch(message: DispatchMessage, random: Random): Dispatch {
-  return readDispatch(message, random).dispatch;
+  if (!isOurs(message.payload)) return decodeJsonDispatch(message, random);
+  const { dispatch, frame } = readFrame(message.payload);
+  const { envelope, body: routed, prompt } = dispatch;
+  const rest = readJson(frame.bytes, frame.restAt, frame.wordsAt);
+  const decisions = decisionsIn(frame);
+  return { envelope: { ...envelope, decisions }, body: { ...rest, ...routed }, prompt };
 }
 
-/** A dispatch, and its body as it stands in a frame of ours, without the closing brace. */
+/** A frame of ours, and where its parts begin; a view of the payload. */
+export interface PassedFrame {
+  readonly bytes: Buffer;
+  readonly namesAt: number;
+  readonly routedAt: number;
+  readonly restAt: number;
+  readonly wordsAt: number;
+}
+
+/** What a hop acts on, and the frame that it passes on. */
 export interface ReadDispatch {
-  readonly dispatch: Dispatch;
-  readonly bodyText: string | undefined;
+  readonly dispatch: RoutedDispatch;
+  readonly frame: PassedFrame;
 }
 
-/** `decodeDispatch`, for a hop that passes the request on. */
-export function readDispatch({ payload, reply }: DispatchMessage, random: Random): ReadDispatch {
-  const { body, bodyText, tiergrid, prompt } = isFrame(payload)
-    ? readFrame(payload)
-    : readJson(payload);
-  const envelope = envelopeFromJson(tiergrid, reply, random);
+/** `decodeDispatch`, for a hop that passes the request on: decisions and the rest stay unread. */
+export function readDispatch(message: DispatchMessage, random: Random): ReadDispatch {
+  if (isOurs(message.payload)) return readFrame(message.payload);
+  return readFrame(encodeDispatch(decodeJsonDispatch(message, random)));
+}
+
+/** True for what is not for `decodeJsonDispatch`; throws for a frame of an unknown version. */
+function isOurs(payload: Uint8Array): boolean {
+  if (!isFrame(payload) || payload[2] === frameLayout.version) return false;
+  if (payload[2] !== version)
+    fail(`frame version ${frameLayout.version} or ${version}, got ${payload[2]}`);
+  return true;
+}
+
+function readFrame(payload: Uint8Array): ReadDispatch {
+  const bytes = Buffer.from(payload.buffer, payload.byteOffset, payload.byteLength);
+  if (bytes.length < headerBytes)
+    fail(`a frame header of ${headerBytes} bytes, got ${bytes.length}`);
+  const kind = bytes[3];
+  if (kind !== kindTokens && kind !== kindHashes) {
+    return fail(`frame kind ${kindTokens} (tokens) or ${kindHashes} (hashes), got ${kind}`);
+  }
+  const count = bytes.readUInt32LE(32);
+  const namesAt = headerBytes + bytes.readUInt16LE(48);
+  const routedAt = namesAt + bytes.readUInt32LE(40);
+  const restAt = routedAt + bytes.readUInt32LE(28);
+  const wordsAt = restAt + bytes.readUInt32LE(44);
+  const each = 4 * wordsEach(kind);
+  if (bytes.length !== wordsAt + each * count) {
+    const what = kind === kindTokens ? "tokens" : "hashes";
+    fail(`${wordsAt} bytes and ${count} ${what} of ${each}, got ${bytes.length} bytes`);
+  }
+  const islTokens = bytes.readUInt32LE(4);
+  const blockSize = bytes.readUInt16LE(36);
+  const prompt = promptOf({ kind, islTokens, blockSize, words: wordsOf(bytes, wordsAt) });
+  const frame = { bytes, namesAt, routedAt, restAt, wordsAt };
+  const envelope = envelopeOf(frame);
   checkSource(prompt, envelope);
-  return { dispatch: { envelope, body, prompt }, bodyText };
+  return { dispatch: { envelope, body: readJson(bytes, routedAt, restAt), prompt }, frame };
 }
 
-/** Who sends hashes says where the tokens are. */
-function checkSource(prompt: Prompt, { promptFrom }: Envelope): void {
-  if (prompt.type === "tokens" || promptFrom !== undefined) return;
-  const field = "tiergrid.prompt_from";
-  fail(`${field} must be given with a prompt as hashes, got nothing`, field);
+function envelopeOf({ bytes, namesAt, routedAt }: PassedFrame): RoutedEnvelope {
+  const flags = bytes.readUInt16LE(38);
+  const names = textOf(bytes.subarray(namesAt, routedAt)).split("\n");
+  const notifyCount = names.length - namesAfterNotify;
+  if (notifyCount < 0) fail(`at least ${namesAfterNotify} lines of names, got ${names.length}`);
+  const [subject, promptFrom, avoid] = names.splice(notifyCount);
+  return {
+    rid: bytes.toString("hex", ridAt, headerBytes),
+    attempt: attemptOf(bytes.readUInt32LE(8)),
+    first: bytes.readUInt32LE(12),
+    phase: phaseOf(phases[bytes.readUInt8(50)] ?? bytes.readUInt8(50)),
+    deadlineMs: deadlineOf(bytes.readDoubleLE(16)),
+    stream: {
+      subject: inboxOf("stream.subject", subject),
+      format: flags & flagBits.bundle ? "bundle" : "json",
+      key: bytes.readUInt32LE(24),
+      acks: (flags & flagBits.acks) !== 0,
+    },
+    promptFrom: promptFrom ? inboxOf("prompt_from", promptFrom) : undefined,
+    notify: notifyOf(names),
+    progress: (flags & flagBits.progress) !== 0,
+    acceptNotice: (flags & flagBits.acceptNotice) !== 0,
+    avoid: avoid ? avoidOf(jsonOf(avoid)) : noNames,
+  };
 }
 
-/**
- * True when the sender of a message that `decodeDispatch` refused waits for a receipt: it speaks
- * frames, or names a stream. Any other sender follows its reply subject.
- */
-export function awaitsReceipt(payload: Uint8Array): boolean {
-  if (isFrame(payload)) return true;
+const noNames: readonly string[] = [];
+
+/** Undefined for what is not JSON. */
+function jsonOf(text: string): unknown {
   try {
-    const { tiergrid } = parseJson(textOf(payload));
-    return isObject(tiergrid) && tiergrid["stream"] !== undefined;
+    return JSON.parse(text);
   } catch {
-    return false;
-  }
-}
-
-interface JsonParts {
-  readonly body: JsonObject;
-  readonly bodyText: string | undefined;
-  readonly tiergrid: unknown;
-}
-
-interface DispatchParts extends JsonParts {
-  readonly prompt: Prompt;
-}
-
-function readJson(payload: Uint8Array): DispatchParts {
-  const { token_ids, tiergrid, ...body } = parseJson(textOf(payload));
-  checkRequestBody(body);
-  const prompt = { type: "tokens", tokens: tokensFromJson(token_ids) } as const;
-  return { body, bodyText: undefined, tiergrid, prompt };
-}
-
-function readFrame(payload: Uint8Array): DispatchParts {
-  const frame = splitFrame(payload, (expected, found) => fail(`${expected}, got ${found}`));
-  const prompt = promptOf(frame);
-  const { body, bodyText, tiergrid } = partsOf(textOf(frame.json));
-  if (body["token_ids"] !== undefined) fail("packed tokens or token_ids, got both");
-  checkRequestBody(body);
-  checkRepeated(frame.header, body);
-  return { body, bodyText, tiergrid, prompt };
-}
-
-function partsOf(text: string): JsonParts {
-  return halvesOf(text) ?? wholeOf(text);
-}
-
-/** Throws unless the words are a whole prompt. */
-function promptOf({ kind, islTokens, blockSize, words }: Frame): Prompt {
-  if (islTokens === 0) fail("at least one token, got none");
-  if (kind === kindTokens) {
-    if (islTokens !== words.length) fail(`${islTokens} tokens, got ${words.length}`);
-    return { type: "tokens", tokens: words };
-  }
-  if (blockSize === 0) fail("hashes with their block size, got 0");
-  const blocks = Math.floor(islTokens / blockSize);
-  if (words.length !== 2 * blocks) {
-    const found = `${words.length / 2} hashes`;
-    fail(`${blocks} hashes for ${islTokens} tokens in blocks of ${blockSize}, got ${found}`);
-  }
-  return { type: "hashes", islTokens, blockSize, localHashes: words };
-}
-
-/** How our frames go on after the body's fields. */
-const envelopeKey = ',"tiergrid":';
-
-/**
- * Both halves of `{…body,"tiergrid":…}`, each parsed alone: where both are JSON, so is the whole, with
- * these fields. Undefined for any other text.
- */
-function halvesOf(text: string): JsonParts | undefined {
-  const at = text.indexOf(envelopeKey);
-  if (at < 0 || !text.endsWith("}")) return undefined;
-  const bodyText = text.slice(0, at);
-  try {
-    const body: unknown = JSON.parse(`${bodyText}}`);
-    if (!isObject(body) || body["tiergrid"] !== undefined) return undefined;
-    const tiergrid: unknown = JSON.parse(text.slice(at + envelopeKey.length, -1));
-    return { body, bodyText, tiergrid };
-  } catch {
-    // The key stood elsewhere, or this is no JSON: reading the whole tells which.
     return undefined;
   }
 }
 
-function wholeOf(text: string): JsonParts {
-  const { tiergrid, ...body } = parseJson(text);
-  return { body, bodyText: undefined, tiergrid };
+/** One of the two JSON objects that the body is. */
+function readJson(bytes: Buffer, from: number, to: number): RequestBody {
+  const body = parseJson(textOf(bytes.subarray(from, to)));
+  if (body["token_ids"] !== undefined) fail("packed tokens or token_ids, got both");
+  if (body["tiergrid"] !== undefined) fail("a frame with one envelope, got another as tiergrid");
+  checkRequestBody(body);
+  return body;
 }
 
-function writeHints(header: DataView, { routing, router }: RequestBody): void {
-  header.setUint32(8, u32Or(routing?.expected_output_tokens, none), true);
-  header.setFloat32(12, router?.ttft_target ?? Number.NaN, true);
-  header.setFloat32(16, router?.itl_target ?? Number.NaN, true);
-  header.setUint32(20, u32Or(routing?.strict_priority, 0), true);
-  header.setFloat32(24, routing?.priority_jump ?? 0, true);
+function decisionsIn({ bytes, namesAt }: PassedFrame): readonly HopDecision[] {
+  if (namesAt === headerBytes) return [];
+  return decisionsOf(jsonOf(`[${textOf(bytes.subarray(headerBytes, namesAt))}]`));
 }
 
-/** Throws when the header's copies of JSON fields differ from the JSON. */
-function checkRepeated(header: DataView, { routing, router }: RequestBody): void {
-  const expectedOutput = u32Or(routing?.expected_output_tokens, none);
-  sameField("expectedOutputTokens", header.getUint32(8, true), expectedOutput);
-  sameField("ttftTargetMs", header.getFloat32(12, true), f32Or(router?.ttft_target, Number.NaN));
-  sameField("itlTargetMs", header.getFloat32(16, true), f32Or(router?.itl_target, Number.NaN));
-  sameField("strictPriority", header.getUint32(20, true), u32Or(routing?.strict_priority, 0));
-  sameField("priorityJumpSeconds", header.getFloat32(24, true), f32Or(routing?.priority_jump, 0));
+/** What a hop changes in a frame that it passes on. */
+export interface PassedOn {
+  readonly attempt: number;
+  readonly phase: Phase;
+  readonly deadlineMs: number;
+  /** This hop wants `progress` notices. */
+  readonly progress: boolean;
+  /** This hop's decision, and where it hears notices. */
+  readonly decision: HopDecision;
+  readonly noticeSubject: string;
+  /** Undefined = the fields as they came; what routers do not read stays in any case. */
+  readonly body: RoutedBody | undefined;
 }
 
-function sameField(field: string, inHeader: number, inJson: number): void {
-  if (Object.is(inHeader, inJson)) return;
-  fail(`the same ${field} in header and JSON, got ${inHeader} and ${inJson}`);
-}
-
-function tokensFromJson(value: unknown): Uint32Array {
-  if (!Array.isArray(value) || value.length === 0) {
-    fail(`token_ids must be a non-empty array of integers, got ${shown(value)}`, "token_ids");
+/** The frame for the next hop. */
+export function passFrame(frame: PassedFrame, hop: PassedOn): Uint8Array {
+  const { bytes, namesAt, routedAt, restAt } = frame;
+  const decision = `${namesAt === headerBytes ? "" : ","}${JSON.stringify(hop.decision)}`;
+  const notice = `${hop.noticeSubject}\n`;
+  const decisionBytes = Buffer.byteLength(decision);
+  const ownBytes = padded(decisionBytes + notice.length);
+  const own = decision + spaces(ownBytes - decisionBytes - notice.length) + notice;
+  const routed = hop.body && JSON.stringify(hop.body);
+  const grownBytes =
+    routed === undefined ? 0 : padded(Buffer.byteLength(routed) - (restAt - routedAt));
+  const passed = Buffer.allocUnsafe(bytes.length + ownBytes + grownBytes);
+  bytes.copy(passed, 0, 0, namesAt);
+  passed.write(own, namesAt);
+  if (routed === undefined) bytes.copy(passed, namesAt + ownBytes, namesAt);
+  else {
+    bytes.copy(passed, namesAt + ownBytes, namesAt, routedAt);
+    passed.fill(space, routedAt + ownBytes, restAt + ownBytes + grownBytes);
+    passed.write(routed, routedAt + ownBytes);
+    bytes.copy(passed, restAt + ownBytes + grownBytes, restAt);
   }
-  const tokens = new Uint32Array(value.length);
-  for (let index = 0; index < value.length; index++) {
-    const token: unknown = value[index];
-    if (!isU32(token)) {
-      const expected = "an integer in [0, 4294967295]";
-      fail(`token_ids[${index}] must be ${expected}, got ${shown(token)}`, "token_ids");
-    }
-    tokens[index] = token;
-  }
-  return tokens;
+  passed.writeUInt32LE(hop.attempt, 8);
+  passed.writeDoubleLE(hop.deadlineMs, 16);
+  passed.writeUInt32LE(restAt - routedAt + grownBytes, 28);
+  const flags = bytes.readUInt16LE(38) & ~flagBits.progress;
+  passed.writeUInt16LE(flags | (hop.progress ? flagBits.progress : 0), 38);
+  passed.writeUInt32LE(routedAt - namesAt + notice.length, 40);
+  const decisionsBytes = namesAt - headerBytes + ownBytes - notice.length;
+  passed.writeUInt16LE(checkDecisionsBytes(decisionsBytes), 48);
+  passed[50] = phases.indexOf(hop.phase);
+  return passed;
 }
 
-function textOf(bytes: Uint8Array): string {
-  try {
-    return decoder.decode(bytes);
-  } catch {
-    return notJson(bytes.length);
-  }
+function checkDecisionsBytes(bytes: number): number {
+  if (bytes <= decisionsBytesMax) return bytes;
+  const field = "tiergrid.decisions";
+  return fail(`${field} must be at most ${decisionsBytesMax} bytes, got ${bytes}`, field);
 }
 
-function parseJson(text: string): JsonObject {
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch {
-    notJson(Buffer.byteLength(text));
-  }
-  if (!isObject(value)) fail(`a JSON object, got ${shown(value)}`);
-  return value;
-}
-
-function notJson(bytes: number): never {
-  fail(`a JSON object, got ${bytes} bytes that are not JSON`);
-}
-
-const u32Or = (value: number | null | undefined, absent: number): number => value ?? absent;
-const f32Or = (value: number | null | undefined, absent: number): number =>
-  Math.fround(value ?? absent);
-
-function fail(message: string, field?: string): never {
-  const text = field === undefined ? `a request must be ${message}` : message;
-  throw new TiergridError("invalid_request", text, field === undefined ? {} : { field });
-}
+const space = 0x20;
+const padded = (bytes: number): number => 4 * Math.ceil(bytes / 4);
+const spaces = (count: number): string => "   ".slice(0, count);

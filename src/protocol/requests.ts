@@ -63,19 +63,26 @@ export interface PrefillResultBody {
   readonly prompt_tokens_details?: { readonly cached_tokens?: number | null } | null;
 }
 
-/** The preprocessed request without its token ids. */
-export interface RequestBody {
-  readonly model?: string;
+/** The fields of a request that routers act on. */
+export interface RoutedBody {
   /** The caller's own id, for logs; never an address. */
   readonly request_id?: string;
-  readonly stop_conditions?: StopConditions | null;
-  readonly sampling_options?: SamplingOptions | null;
   readonly routing?: RoutingHints | null;
   readonly router?: SlaHints | null;
   readonly router_config_override?: Readonly<Record<string, unknown>> | null;
-  readonly prefill_result?: PrefillResultBody | null;
   readonly annotations?: readonly string[] | null;
   readonly extra_args?: Readonly<Record<string, unknown>> | null;
+  /** Older spelling of `routing.dp_rank`. */
+  readonly dp_rank?: unknown;
+  readonly mm_routing_info?: unknown;
+}
+
+/** The preprocessed request without its token ids. */
+export interface RequestBody extends RoutedBody {
+  readonly model?: string;
+  readonly stop_conditions?: StopConditions | null;
+  readonly sampling_options?: SamplingOptions | null;
+  readonly prefill_result?: PrefillResultBody | null;
   readonly [field: string]: unknown;
 }
 
@@ -108,7 +115,8 @@ export interface HopDecision {
   readonly isl_blocks?: number;
 }
 
-export interface Envelope {
+/** What routers act on; the decisions of those above pass them unread. */
+export interface RoutedEnvelope {
   /** 128 random bits in hex, made by the owner: names the stream on every hop. */
   readonly rid: string;
   /** See `attemptNumber`. */
@@ -120,7 +128,7 @@ export interface Envelope {
   readonly deadlineMs: number;
   readonly stream: StreamAddress;
   /** Where the worker asks for the tokens of a prompt that travels as hashes. */
-  readonly promptFrom?: string;
+  readonly promptFrom?: string | undefined;
   /** Notice subjects of the dispatchers above the worker, nearest first. */
   readonly notify: readonly string[];
   /** The nearest of them wants `progress` notices; default false. */
@@ -132,6 +140,10 @@ export interface Envelope {
   readonly acceptNotice?: boolean;
   /** Instances the owner saw fail for this request; skipped while others can take it. */
   readonly avoid: readonly string[];
+}
+
+export interface Envelope extends RoutedEnvelope {
+  /** Of the routers above, the first one's first. */
   readonly decisions: readonly HopDecision[];
 }
 
@@ -160,10 +172,16 @@ export function islTokensOf(prompt: Prompt): number {
   return prompt.type === "tokens" ? prompt.tokens.length : prompt.islTokens;
 }
 
-export interface Dispatch {
+/** A request as routers see it. */
+export interface RoutedDispatch {
+  readonly envelope: RoutedEnvelope;
+  readonly body: RoutedBody;
+  readonly prompt: Prompt;
+}
+
+export interface Dispatch extends RoutedDispatch {
   readonly envelope: Envelope;
   readonly body: RequestBody;
-  readonly prompt: Prompt;
 }
 
 export interface TokenDispatch extends Dispatch {

@@ -1,7 +1,7 @@
 /** How a dispatcher answers: a receipt to whoever waits for one, else frames on the stream. */
 import { TiergridError } from "../base/errors.ts";
 import { encodeReceipt } from "../protocol/receipts.ts";
-import type { Envelope, Receipt } from "../protocol/requests.ts";
+import type { Receipt, RoutedEnvelope } from "../protocol/requests.ts";
 import type { ErrorFrame } from "../protocol/stream-frames.ts";
 import type { Bus, BusMessage } from "./bus.ts";
 import { publishFrame, publishQuietly } from "./dispatch-offer.ts";
@@ -17,7 +17,7 @@ export type Answer = (receipt: Receipt | undefined, payload?: Uint8Array) => voi
 export function answerTo(
   bus: Bus,
   message: BusMessage,
-  envelope: Envelope,
+  envelope: RoutedEnvelope,
   totals: DispatcherTotals,
 ): Answer {
   const wantsReceipt = message.reply !== undefined && message.reply !== envelope.stream.subject;

@@ -52,7 +52,7 @@ export class DispatchBook<State> {
    * Registers a request; a newer call of the same stream takes the older one's place. Throws
    * `duplicate_request`, `overloaded`, and what `policy.admit` throws.
    */
-  admit({ dispatch, bodyText }: ReadDispatch, nowMs: number): DispatchEntry<State> {
+  admit({ dispatch, frame }: ReadDispatch, nowMs: number): DispatchEntry<State> {
     const { envelope, body, prompt } = dispatch;
     const older = this.entries.get(envelope.rid);
     if (older && envelope.attempt <= older.attempt) {
@@ -70,7 +70,7 @@ export class DispatchBook<State> {
       rid: envelope.rid,
       envelope,
       body,
-      bodyText,
+      frame,
       prompt,
       islTokens: islTokensOf(prompt),
       state,
@@ -170,5 +170,5 @@ export class DispatchBook<State> {
 
 function dropPrompt(entry: DispatchEntry<unknown>): void {
   entry.prompt = undefined;
-  entry.bodyText = undefined;
+  entry.frame = undefined;
 }

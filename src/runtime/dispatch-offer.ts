@@ -9,8 +9,9 @@ import { type Random, randomHex128 } from "../base/random.ts";
 import { encodeNotice, type RequestNotice } from "../protocol/notices.ts";
 import { decodeReceipt, encodeReceipt } from "../protocol/receipts.ts";
 import { firstAttempt } from "../protocol/request-envelope.ts";
-import { awaitsReceipt, type DispatchMessage, encodeDispatch } from "../protocol/request-frame.ts";
-import type { Envelope, Receipt } from "../protocol/requests.ts";
+import { passFrame } from "../protocol/request-frame.ts";
+import { awaitsReceipt, type DispatchMessage } from "../protocol/request-json.ts";
+import type { Receipt, RoutedEnvelope } from "../protocol/requests.ts";
 import { encodeControl } from "../protocol/stream-control.ts";
 import type { StreamFrame } from "../protocol/stream-frames.ts";
 import { encodeStreamFrame } from "../protocol/stream-message.ts";
@@ -47,29 +48,21 @@ export interface OfferOptions {
 
 /** The request as the next hop gets it; `noticeSubject` is the sender's. */
 export function encodeForward(
-  { envelope, attempt, body, bodyText, prompt }: DispatchEntry<unknown>,
+  { envelope, attempt, body, frame }: DispatchEntry<unknown>,
   plan: SendPlan,
   leftMs: number,
   noticeSubject: string,
 ): Uint8Array {
-  if (!prompt) throw new TiergridError("internal_error", "the prompt is gone");
-  const { rid, first, phase, stream, promptFrom, avoid, acceptNotice } = envelope;
-  const forwarded: Envelope = {
-    rid,
+  if (!frame) throw new TiergridError("internal_error", "the prompt is gone");
+  return passFrame(frame, {
     attempt,
-    first,
-    phase,
+    phase: envelope.phase,
     deadlineMs: Math.max(1, Math.floor(leftMs)),
-    stream,
-    ...(promptFrom !== undefined && { promptFrom }),
-    notify: [noticeSubject, ...envelope.notify],
     progress: plan.progress === true,
-    ...(acceptNotice && { acceptNotice }),
-    avoid,
-    decisions: [...envelope.decisions, plan.decision],
-  };
-  const dispatch = { envelope: forwarded, body: plan.body, prompt };
-  return encodeDispatch(dispatch, plan.body === body ? bodyText : undefined);
+    decision: plan.decision,
+    noticeSubject,
+    body: plan.body === body ? undefined : plan.body,
+  });
 }
 
 /** Longer than the gate needs to see that an echo is overdue, and less than a reading of it counts. */
@@ -152,7 +145,7 @@ export function publishQuietly(bus: Bus, subject: string | undefined, payload: U
 }
 
 /** One frame on the owner's stream, from a dispatcher. */
-export function publishFrame(bus: Bus, envelope: Envelope, frame: StreamFrame): void {
+export function publishFrame(bus: Bus, envelope: RoutedEnvelope, frame: StreamFrame): void {
   const { stream, rid } = envelope;
   publishQuietly(bus, stream.subject, encodeStreamFrame(stream, rid, frame));
 }

@@ -4,7 +4,14 @@
 import type { CancelSignal, CancelSwitch } from "../base/cancel.ts";
 import type { TiergridError } from "../base/errors.ts";
 import type { RequestNotice } from "../protocol/notices.ts";
-import type { Dispatch, Envelope, HopDecision, Prompt, RequestBody } from "../protocol/requests.ts";
+import type { PassedFrame } from "../protocol/request-frame.ts";
+import type {
+  HopDecision,
+  Prompt,
+  RoutedBody,
+  RoutedDispatch,
+  RoutedEnvelope,
+} from "../protocol/requests.ts";
 
 /** The next thing to do with a request. */
 export type Plan =
@@ -24,7 +31,7 @@ export interface SendPlan {
   readonly subject: string;
   readonly control: string;
   /** The entry's own body where the hop shall have it as it came: that is not printed again. */
-  readonly body: RequestBody;
+  readonly body: RoutedBody;
   readonly decision: HopDecision;
   /** The worker shall tell when its output grows by a block; default false. */
   readonly progress?: boolean;
@@ -44,7 +51,7 @@ export type EndCause =
 /** What makes a dispatcher a global or a local router. All calls are synchronous. */
 export interface DispatchPolicy<State> {
   /** State of one request, made when it arrives; throws `TiergridError` to refuse it. */
-  admit(dispatch: Dispatch): State;
+  admit(dispatch: RoutedDispatch): State;
   /** Chooses and books the next hop. Called again after every failed attempt. */
   plan(entry: DispatchEntry<State>): Plan;
   /** The attempt ended before its first output. Frees what `plan` booked. */
@@ -78,10 +85,10 @@ export interface Acceptance {
 export interface DispatchEntry<State> {
   readonly rid: string;
   /** As it came from above. */
-  readonly envelope: Envelope;
-  readonly body: RequestBody;
-  /** The body as it came, see `ReadDispatch`; undefined after the first output. */
-  bodyText: string | undefined;
+  readonly envelope: RoutedEnvelope;
+  readonly body: RoutedBody;
+  /** What the next hop gets with this hop's changes; undefined after the first output. */
+  frame: PassedFrame | undefined;
   /** Undefined after the first output, when no retry is possible. */
   prompt: Prompt | undefined;
   readonly islTokens: number;

@@ -18,6 +18,7 @@
 import { type CancelTimer, type Clock, every, sleep } from "../base/clock.ts";
 import { type ErrorCode, errorTable, TiergridError, toTiergridError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
+import { everyInStep } from "../base/tick-clock.ts";
 import { decodeNotices } from "../protocol/notice-frame.ts";
 import {
   type AcceptedNotice,
@@ -95,7 +96,7 @@ export class Dispatcher<State> {
       bus.subscribe(controlSubject(level, inst), (message) => this.#onControl(message)),
       bus.subscribe(this.#noticeSubject, (message) => this.#onNotice(message)),
     ];
-    this.#cancelSweep = every(options.ticks ?? clock, dispatcherDefaults.sweepPeriodMs, () =>
+    this.#cancelSweep = everyInStep(options.ticks ?? clock, dispatcherDefaults.sweepPeriodMs, () =>
       this.#book.sweep(clock.nowMs(), options.gate),
     );
   }
@@ -407,8 +408,8 @@ export class Dispatcher<State> {
 
 function inPhase(read: ReadDispatch, phase: Phase | undefined): ReadDispatch {
   if (phase === undefined) return read;
-  const { dispatch, bodyText } = read;
-  return { dispatch: { ...dispatch, envelope: { ...dispatch.envelope, phase } }, bodyText };
+  const { dispatch, frame } = read;
+  return { dispatch: { ...dispatch, envelope: { ...dispatch.envelope, phase } }, frame };
 }
 
 function refuse(code: ErrorCode, message: string): Plan {

@@ -6,10 +6,12 @@ import { decodeReceipt, encodeReceipt } from "../../src/protocol/receipts.ts";
 import {
   decodeDispatch,
   encodeDispatch,
-  encodeDispatchJson,
+  type PassedOn,
+  passFrame,
   readDispatch,
 } from "../../src/protocol/request-frame.ts";
-import type { Dispatch, Receipt, TokenDispatch } from "../../src/protocol/requests.ts";
+import { encodeDispatchJson } from "../../src/protocol/request-json.ts";
+import type { Dispatch, HopDecision, Receipt, TokenDispatch } from "../../src/protocol/requests.ts";
 
 const rid = "0123456789abcdef0123456789abcdef";
 const reply = "_INBOX.me.1";
@@ -19,7 +21,7 @@ const json = (value: unknown): Uint8Array => new TextEncoder().encode(JSON.strin
 
 const anyDispatch: fc.Arbitrary<TokenDispatch> = fc.record({
   envelope: fc.record({
-    rid: fc.constant(rid),
+    rid: fc.nat().map((seed) => randomHex128(mulberry32(seed))),
     attempt: fc.integer({ min: 1 << 20, max: 0xffffffff }),
     first: fc.nat(),
     phase: fc.constantFrom("prefill", "decode", "aggregated"),
@@ -30,8 +32,11 @@ const anyDispatch: fc.Arbitrary<TokenDispatch> = fc.record({
       key: fc.integer({ min: 0, max: 0xffffffff }),
       acks: fc.boolean(),
     }),
+    promptFrom: fc.constantFrom(undefined, "_R.fe.k3x9.p"),
     notify: fc.constantFrom([], ["tg.nt.l1", "tg.nt.g1"]),
-    avoid: fc.array(fc.string({ minLength: 1, maxLength: 20 }), { maxLength: 4 }),
+    progress: fc.boolean(),
+    acceptNotice: fc.boolean(),
+    avoid: fc.array(fc.string({ minLength: 1, maxLength: 20, unit: "grapheme" }), { maxLength: 4 }),
     decisions: fc.constantFrom(
       [],
       [{ tier: "global" as const, decision_id: "d1", role: "decode" as const, pool: "p é" }],
@@ -65,46 +70,92 @@ function shifted(bytes: Uint8Array, by: number): Uint8Array {
   return buffer.subarray(by);
 }
 
-it("reads back every dispatch from a frame, at any byte offset, and from JSON", () => {
+it("reads back every dispatch from a frame of either version, at any byte offset, and from JSON", () => {
   fc.assert(
     fc.property(anyDispatch, fc.nat({ max: 7 }), (dispatch, by) => {
       expect(read(shifted(encodeDispatch(dispatch), by))).toEqual(dispatch);
       expect(read(encodeDispatchJson(dispatch))).toEqual(dispatch);
+      expect(read(shifted(olderFrame(dispatch), by))).toEqual(dispatch);
     }),
   );
 });
 
-it("gives only invalid_request for hostile bytes", () => {
+it("gives only a dispatch or invalid_request for hostile bytes", () => {
   const [dispatch] = fc.sample(anyDispatch, { seed: 1, numRuns: 1 });
-  const frame = encodeDispatch(dispatch!);
-  const hashes = encodeDispatch(hashed(dispatch!, 4));
-  const mutated = fc
-    .array(fc.tuple(fc.nat({ max: frame.length - 1 }), fc.nat({ max: 255 })), { maxLength: 8 })
-    .map((changes) => {
-      const bytes = Uint8Array.from(frame);
-      for (const [at, value] of changes) bytes[at] = value;
-      return bytes;
-    });
-  const mutatedHashes = fc
-    .array(fc.tuple(fc.nat({ max: hashes.length - 1 }), fc.nat({ max: 255 })), { maxLength: 8 })
-    .map((changes) => {
-      const bytes = Uint8Array.from(hashes);
-      for (const [at, value] of changes) bytes[at] = value;
-      return bytes;
-    });
-  const cut = fc.nat({ max: frame.length }).map((length) => frame.slice(0, length));
+  const sent = {
+    ...dispatch!,
+    envelope: { ...dispatch!.envelope, avoid: ["w1"], decisions: [own] },
+  };
+  const frames = [encodeDispatch(sent), encodeDispatch(hashed(sent, 4)), olderFrame(sent)];
+  const mutated = frames.map((frame) =>
+    fc
+      .array(fc.tuple(fc.nat({ max: frame.length - 1 }), fc.nat({ max: 255 })), { maxLength: 8 })
+      .map((changes) => {
+        const bytes = Uint8Array.from(frame);
+        for (const [at, value] of changes) bytes[at] = value;
+        return bytes;
+      }),
+  );
+  const cut = frames.map((frame) =>
+    fc.nat({ max: frame.length }).map((length) => frame.slice(0, length)),
+  );
   fc.assert(
-    fc.property(fc.oneof(fc.uint8Array(), mutated, mutatedHashes, cut), (bytes) => {
-      try {
-        read(bytes);
-      } catch (error) {
-        expect(error).toBeInstanceOf(TiergridError);
-        expect((error as TiergridError).code).toBe("invalid_request");
+    fc.property(fc.oneof(fc.uint8Array(), ...mutated, ...cut), (payload) => {
+      for (const take of [decodeDispatch, readAndPass]) {
+        try {
+          const { body, envelope } = take({ payload, reply }, mulberry32(1));
+          expect(encodeDispatchJson({ envelope, body, prompt: sent.prompt })).toBeDefined();
+        } catch (error) {
+          expect(error).toBeInstanceOf(TiergridError);
+          expect((error as TiergridError).code).toBe("invalid_request");
+        }
       }
     }),
-    { numRuns: 2000 },
+    { seed: 1, numRuns: 5000 },
   );
 });
+
+/** What the next hop's next hop reads. */
+function readAndPass(...message: Parameters<typeof readDispatch>): Dispatch {
+  const { frame } = readDispatch(...message);
+  return read(passFrame(frame, passedOn));
+}
+
+const own: HopDecision = { tier: "local", decision_id: "l-1", role: "decode", pool: "é" };
+const passedOn: PassedOn = {
+  attempt: (1 << 20) + 1,
+  phase: "decode",
+  deadlineMs: 7,
+  progress: true,
+  decision: own,
+  noticeSubject: "tg.nt.me",
+  body: undefined,
+};
+
+/** The frame as owners of version 1 send it. */
+function olderFrame({ envelope, body, prompt }: TokenDispatch): Uint8Array {
+  const { tiergrid } = JSON.parse(
+    Buffer.from(encodeDispatchJson({ envelope, body, prompt })).toString(),
+  );
+  return frameOf(JSON.stringify({ ...body, tiergrid }), prompt.tokens);
+}
+
+/** A frame of version 1 around any JSON text. */
+function frameOf(text: string, tokens: Uint32Array = new Uint32Array(1)): Uint8Array {
+  const json = Buffer.from(text);
+  const wordsAt = 40 + 4 * Math.ceil(json.length / 4);
+  const bytes = Buffer.alloc(wordsAt + 4 * tokens.length, 0x20);
+  bytes.fill(0, 0, 40);
+  bytes.write("TG\u0001\u0001", 0, "latin1");
+  bytes.writeUInt32LE(tokens.length, 4);
+  bytes.writeUInt32LE(json.length, 28);
+  bytes.writeUInt32LE(tokens.length, 32);
+  json.copy(bytes, 40);
+  tokens.forEach((token, index) => {
+    bytes.writeUInt32LE(token, wordsAt + 4 * index);
+  });
+  return bytes;
+}
 
 /** The dispatch with its tokens replaced by hashes of blocks of `blockSize`. */
 function hashed(dispatch: TokenDispatch, blockSize: number): Dispatch {
@@ -114,15 +165,13 @@ function hashed(dispatch: TokenDispatch, blockSize: number): Dispatch {
   return { ...dispatch, envelope, prompt: { type: "hashes", islTokens, blockSize, localHashes } };
 }
 
-it("reads back a prompt as hashes, at any byte offset, and passes its body on as it came", () => {
+it("reads back a prompt as hashes, at any byte offset", () => {
   const blockSizes = fc.integer({ min: 1, max: 65_535 });
   fc.assert(
     fc.property(anyDispatch, blockSizes, fc.nat({ max: 7 }), (dispatch, blockSize, by) => {
       const sent = hashed(dispatch, blockSize);
       const frame = encodeDispatch(sent);
       expect(read(shifted(frame, by))).toEqual(sent);
-      const { dispatch: came, bodyText } = readDispatch({ payload: frame, reply }, mulberry32(1));
-      expect(encodeDispatch(came, bodyText)).toEqual(frame);
     }),
     { seed: 5 },
   );
@@ -172,6 +221,8 @@ it("takes the reply subject of a plain client as its JSON stream", () => {
     deadlineMs: 600_000,
     stream: { subject: "_INBOX.me.1", format: "json", key: 0, acks: false },
     notify: [],
+    progress: false,
+    acceptNotice: false,
     avoid: [],
     decisions: [],
   });
@@ -229,73 +280,146 @@ it("takes the longest lists and a request without a reply subject when it names 
   );
 });
 
-it("refuses a frame whose header and JSON differ, and token bytes that are not whole", () => {
+it("refuses frames of unknown versions, and tokens that are not whole", () => {
   const [dispatch] = fc.sample(anyDispatch, { seed: 2, numRuns: 1 });
-  const frame = encodeDispatch({ ...dispatch!, body: { router: { ttft_target: 100 } } });
-  const changed = Uint8Array.from(frame);
-  new DataView(changed.buffer).setFloat32(12, 200, true);
-  expect(() => read(changed)).toThrow("ttftTargetMs in header and JSON, got 200");
-  expect(() => read(frame.slice(0, -1))).toThrow("tokens of 4, got");
-  const later = Uint8Array.from(frame);
-  later[2] = 9;
-  expect(() => read(later)).toThrow("frame version 1, got 9");
+  for (const frame of [encodeDispatch(dispatch!), olderFrame(dispatch!)]) {
+    expect(() => read(frame.slice(0, -1))).toThrow("tokens of 4, got");
+    const later = Uint8Array.from(frame);
+    later[2] = 9;
+    expect(() => read(later)).toThrow("frame version 1 or 2, got 9");
+  }
 });
 
-/** A frame around any JSON text. */
-function frameOf(text: string): Uint8Array {
-  const json = Buffer.from(text);
-  const frame = encodeDispatch({
-    ...fc.sample(anyDispatch, { seed: 3, numRuns: 1 })[0]!,
-    body: {},
+it("names the field of a frame that has a wrong value", () => {
+  const [dispatch] = fc.sample(anyDispatch, { seed: 3, numRuns: 1 });
+  const { envelope, prompt } = dispatch!;
+  const frame = (change: Partial<Dispatch["envelope"]>, body = {}): Uint8Array =>
+    encodeDispatch({ envelope: { ...envelope, ...change }, body, prompt });
+  const phaseless = frame({});
+  phaseless[50] = 3;
+  const faults: [Uint8Array, string][] = [
+    [phaseless, "tiergrid.phase must be prefill, decode or aggregated, got 3"],
+    [frame({ attempt: 5 }), "tiergrid.attempt must be >= 1048576, got 5"],
+    [frame({ deadlineMs: Number.NaN }), "tiergrid.deadline_ms must be a positive number"],
+    [frame({ deadlineMs: 0 }), "tiergrid.deadline_ms must be a positive number, got 0"],
+    [frame({ stream: { ...envelope.stream, subject: "tg.w.a.ctl" } }), "tiergrid.stream.subject"],
+    [frame({ promptFrom: "tg.w.a.ctl" }), "tiergrid.prompt_from must be an inbox subject"],
+    [frame({ notify: ["x"] }), "tiergrid.notify must be an array of at most 8"],
+    [frame({ notify: Array(9).fill("tg.nt.a") }), "tiergrid.notify must be an array of at most 8"],
+    [frame({ avoid: Array(65).fill("w") }), "tiergrid.avoid must be an array of at most 64"],
+    [frame({ decisions: Array(17).fill(own) }), "tiergrid.decisions must be an array of at most"],
+    [frame({ decisions: [{} as HopDecision] }), "tiergrid.decisions must be an array of at most"],
+    [frame({}, { routing: { dp_rank: "0" } }), "routing.dp_rank must be an integer"],
+    [frame({}, { stop_conditions: 3 }), "stop_conditions must be an object, got 3"],
+    [frame({}, { token_ids: [1] }), "packed tokens or token_ids, got both"],
+    [frame({}, { tiergrid: {} }), "a frame with one envelope, got another as tiergrid"],
+  ];
+  for (const [payload, expected] of faults) expect(() => read(payload)).toThrow(expected);
+  expect(read(frame({ notify: Array(8).fill("tg.nt.a") })).envelope.notify).toHaveLength(8);
+  expect(read(frame({ avoid: Array(64).fill("w") })).envelope.avoid).toHaveLength(64);
+  expect(read(frame({ decisions: Array(16).fill(own) })).envelope.decisions).toHaveLength(16);
+});
+
+it("ignores flags that it does not know, and passes them on", () => {
+  const [dispatch] = fc.sample(anyDispatch, { seed: 4, numRuns: 1 });
+  const frame = Buffer.from(encodeDispatch(dispatch!));
+  const flags = frame.readUInt16LE(38) | 0x8010;
+  frame.writeUInt16LE(flags, 38);
+  expect(read(frame)).toEqual(dispatch);
+  const progress = dispatch!.envelope.progress === true;
+  const passed = passFrame(readDispatch({ payload: frame, reply }, mulberry32(1)).frame, {
+    ...passedOn,
+    progress,
   });
-  const at = 40 + 4 * Math.ceil(json.length / 4);
-  const bytes = Buffer.concat([
-    frame.subarray(0, 40),
-    Buffer.alloc(at - 40, 0x20),
-    Buffer.alloc(4),
-  ]);
-  json.copy(bytes, 40);
-  bytes.writeUInt32LE(json.length, 28);
-  bytes.writeUInt32LE(1, 32);
-  bytes.writeUInt32LE(1, 4);
-  return bytes;
+  expect(Buffer.from(passed).readUInt16LE(38)).toBe(flags);
+});
+
+/** A hop by the description alone: everything read, changed and printed anew. */
+function forwarded(dispatch: Dispatch, hop: PassedOn): Dispatch {
+  const { attempt, phase, deadlineMs, progress, decision, noticeSubject, body } = hop;
+  const { notify, decisions } = dispatch.envelope;
+  const changed = { attempt, phase, deadlineMs, progress };
+  const lists = { notify: [noticeSubject, ...notify], decisions: [...decisions, decision] };
+  const envelope = { ...dispatch.envelope, ...changed, ...lists };
+  return { ...dispatch, envelope, body: { ...dispatch.body, ...body } };
 }
 
-it("passes a body on as it came, byte for byte", () => {
+it("passes a request on in any form as if it were read and printed anew, its words aligned", () => {
+  const forms = [encodeDispatch, encodeDispatchJson, olderFrame];
+  const hops = fc.array(
+    fc.record({
+      attempt: fc.integer({ min: 1 << 20, max: 0xffffffff }),
+      phase: fc.constantFrom("prefill" as const, "decode" as const, "aggregated" as const),
+      deadlineMs: fc.integer({ min: 1, max: 600_000 }),
+      progress: fc.boolean(),
+      noticeSubject: fc.constantFrom("tg.nt.a", "tg.nt.ab", "tg.nt.abc", "tg.nt.abcd"),
+      decision: fc.string({ unit: "grapheme" }).map((pool) => ({ ...own, pool })),
+      lora: fc.option(fc.string({ unit: "grapheme" })),
+    }),
+    { minLength: 1, maxLength: 3 },
+  );
   fc.assert(
-    fc.property(anyDispatch, anyDispatch, (dispatch, next) => {
-      const message = { payload: encodeDispatch(dispatch), reply };
-      const { dispatch: came, bodyText } = readDispatch(message, mulberry32(1));
-      const forwarded = { ...came, envelope: next.envelope };
-      expect(encodeDispatch(forwarded, bodyText)).toEqual(encodeDispatch(forwarded));
+    fc.property(anyDispatch, fc.constantFrom(...forms), hops, (dispatch, encode, list) => {
+      let payload = encode(dispatch);
+      let expected: Dispatch = dispatch;
+      for (const { lora, ...change } of list) {
+        const { dispatch: came, frame } = readDispatch({ payload, reply }, mulberry32(1));
+        const body = lora === null ? undefined : { ...came.body, routing: { lora_name: lora } };
+        const hop = { ...change, body };
+        const { decisions: _, ...routed } = expected.envelope;
+        expect(came.envelope).toEqual(routed);
+        payload = passFrame(frame, hop);
+        expected = forwarded(expected, hop);
+        expect(read(payload)).toEqual(expected);
+        const wordsAt = payload.length - 4 * dispatch.prompt.tokens.length;
+        expect(wordsAt % 4).toBe(0);
+      }
     }),
     { seed: 4 },
   );
 });
 
-it("reads the fields of a frame as JSON has them, wherever an envelope seems to stand", () => {
+it("leaves what routers do not act on unread, and decisions to who ends the way", () => {
+  const [dispatch] = fc.sample(anyDispatch, { seed: 5, numRuns: 1 });
+  const body = { request_id: "r", model: "m", stop_conditions: { max_tokens: 3 } };
+  const bad = { ...dispatch!.envelope, decisions: [{} as HopDecision] };
+  const payload = encodeDispatch({ ...dispatch!, envelope: bad, body });
+  const routed = readDispatch({ payload, reply }, mulberry32(1));
+  expect(routed.dispatch.body).toEqual({ request_id: "r" });
+  expect(() => read(passFrame(routed.frame, passedOn))).toThrow("tiergrid.decisions");
+});
+
+it("adds decisions up to their bytes, and refuses one more", () => {
+  const [dispatch] = fc.sample(anyDispatch, { seed: 6, numRuns: 1 });
+  const { frame } = readDispatch({ payload: encodeDispatch(dispatch!), reply }, mulberry32(1));
+  const free = 0xffff - (frame.namesAt - 68);
+  // Around the pool stand a comma and 60 characters; the notice's line is 9, the padding up to 3.
+  const pool = (bytes: number): PassedOn => ({
+    ...passedOn,
+    decision: { ...own, pool: "p".repeat(bytes) },
+  });
+  expect(() => passFrame(frame, pool(free))).toThrow("tiergrid.decisions must be at most 65535");
+  expect(read(passFrame(frame, pool(free - 100))).envelope.decisions.at(-1)?.pool).toBe(
+    "p".repeat(free - 100),
+  );
+});
+
+it("reads the fields of an older frame as JSON has them, wherever its envelope stands", () => {
   const envelope = JSON.stringify({ rid, stream: { subject: reply } });
   const texts = [
     `{"a":1,"tiergrid":${envelope}}`,
-    `{"tiergrid":${envelope}}`,
     `{"tiergrid":${envelope},"a":1}`,
-    `{"tiergrid":5,"a":1,"tiergrid":${envelope}}`,
-    `{"a":1,"tiergrid":5,"tiergrid":${envelope}}`,
     `{"a":{"b":1,"tiergrid":{"rid":"x"}},"tiergrid":${envelope}}`,
-    `{"a":",\\"tiergrid\\":","tiergrid":${envelope}}`,
     ` {"a":"é" ,"tiergrid": ${envelope} , "b":2}`,
   ];
   for (const text of texts) {
     const { tiergrid, ...body } = JSON.parse(text);
-    const { dispatch, bodyText } = readDispatch({ payload: frameOf(text), reply }, mulberry32(1));
+    const dispatch = read(frameOf(text));
     expect(dispatch.body, text).toEqual(body);
     expect(dispatch.envelope.rid, text).toBe(tiergrid.rid);
-    if (bodyText !== undefined) expect(JSON.parse(`${bodyText}}`), text).toEqual(body);
   }
-  for (const text of [`{"a":{"b":1,"tiergrid":${envelope}}`, `[1,"tiergrid":${envelope}}`, '{"a"'])
-    expect(() => readDispatch({ payload: frameOf(text), reply }, mulberry32(1))).toThrow(
-      "bytes that are not JSON",
-    );
+  for (const text of [`{"a":{"b":1,"tiergrid":${envelope}}`, '{"a"'])
+    expect(() => read(frameOf(text))).toThrow("bytes that are not JSON");
 });
 
 const receipts: readonly Receipt[] = [

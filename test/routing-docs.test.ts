@@ -97,7 +97,10 @@ it("states a prompt and workers that can be read from the page", () => {
 });
 
 it("computes the costs of blocks mode as the page has them", () => {
-  const terms = blocksCost.terms(input, slots, slots.length) as readonly BlocksTerms[];
+  const terms = Array.from(
+    slots,
+    (slot) => blocksCost.termsAt(input, slot, slots, slots.length) as BlocksTerms,
+  );
   const shown = tableOf("| worker | prefill | decode | cost |");
   expect(shown.map((row) => row.map(numberOf))).toEqual(
     terms.map((term, at) => [
@@ -112,7 +115,9 @@ it("computes the costs of blocks mode as the page has them", () => {
 
 it("computes the costs of latency mode as the page has them", () => {
   const cost = latencyCost({ book: bookOf(), weights: defaultLatencyWeights, gpus: 1 });
-  const terms = cost.terms(input, slots, slots.length) as readonly LatencyTerms[];
+  const terms = Array.from(slots, (slot) => ({
+    ...(cost.termsAt(input, slot, slots, slots.length) as LatencyTerms),
+  }));
   const shown = tableOf("| worker | uncached tokens |");
   expect(shown.map((row) => row.map(numberOf))).toEqual(
     terms.map((term, at) => [

@@ -46,11 +46,8 @@ export interface Decision {
   readonly choice: Choice;
 }
 
-/** Keeps decisions as they are taken, each with its cheapest `candidatesMax` candidates. */
-export interface DecisionRecorder {
-  readonly candidatesMax: number;
-  take(decision: Decision): void;
-}
+/** Told of a choice while the scratch columns hold what it was made from, before it is booked. */
+export type DecisionRecorder = (made: ChoiceMade) => void;
 
 /** A choice and what it was made from. */
 export interface ChoiceMade {
@@ -61,64 +58,71 @@ export interface ChoiceMade {
 
 /** Every holder of the roster, in its order. */
 export function recordAll(tables: ChoiceTables, made: ChoiceMade): Decision {
-  const { roster, scratch, costMode } = tables;
+  const { roster, scratch } = tables;
   const { request, input, choice } = made;
-  const count = choice.outcome === "chosen" ? choice.candidateCount : 0;
-  const terms = costMode.terms(input, scratch.candidates, count);
+  const count = pricedCount(choice);
   const candidates: DecisionCandidate[] = [];
   let priced = 0;
   for (let at = 0; at < roster.count; at++) {
     const slot = roster.order[at]!;
     // Candidates keep the order of the roster.
-    const own = priced < count && scratch.candidates[priced] === slot ? terms[priced++] : undefined;
+    const isPriced = priced < count && scratch.candidates[priced] === slot;
+    if (isPriced) priced++;
     const left = count > 0 ? "crowded" : null;
-    const whyNot = own ? null : (roster.whyNot(slot, request.constraints, input.load) ?? left);
-    candidates.push(describeSlot(tables, input, slot, { whyNot, terms: own ?? null }));
+    const whyNot = isPriced ? null : (roster.whyNot(slot, request.constraints, input.load) ?? left);
+    const terms = isPriced ? { ...termsOf(tables, made, slot) } : null;
+    candidates.push({ ...standingOf(tables, input, slot), whyNot, terms });
   }
-  return decisionOf(tables, made, candidates);
+  return { ...headOf(tables, made, roster.count), candidates };
 }
 
 /** The cheapest `max` candidates, cheapest first; the chosen one is always among them. */
 export function recordCheapest(tables: ChoiceTables, made: ChoiceMade, max: number): Decision {
-  const { roster, scratch, costMode } = tables;
-  const { input, choice } = made;
-  const count = choice.outcome === "chosen" ? choice.candidateCount : 0;
-  const slots = cheapestSlots(scratch, count, max);
-  if (choice.outcome === "chosen" && !slots.includes(choice.slot)) {
-    slots[slots.length - 1] = choice.slot;
-  }
-  const terms = costMode.terms(input, slots, slots.length);
-  const candidates = Array.from(slots, (slot, at) =>
-    describeSlot(tables, input, slot, { whyNot: null, terms: terms[at] ?? null }),
-  );
-  const decision = decisionOf(tables, made, candidates);
-  return { ...decision, leftOut: roster.count - candidates.length };
+  const slots = new Int32Array(max);
+  const count = cheapestSlots(tables.scratch, made.choice, slots);
+  const candidates = Array.from(slots.subarray(0, count), (slot) => ({
+    ...standingOf(tables, made.input, slot),
+    whyNot: null,
+    terms: { ...termsOf(tables, made, slot) },
+  }));
+  return { ...headOf(tables, made, count), candidates };
 }
 
-function cheapestSlots(
+/**
+ * Fills `slots` with the cheapest candidates, cheapest first, and answers how many there are; the
+ * chosen one is always among them.
+ */
+export function cheapestSlots(
   { candidates, costs }: ChoiceTables["scratch"],
-  count: number,
-  max: number,
-): Int32Array {
-  const places = new Int32Array(Math.min(count, max));
+  choice: Choice,
+  slots: Int32Array,
+): number {
+  const priced = pricedCount(choice);
+  const count = Math.min(priced, slots.length);
   let kept = 0;
-  for (let place = 0; place < count; place++) {
+  for (let place = 0; place < priced; place++) {
     const cost = costs[place]!;
-    if (kept === places.length && !(cost < costs[places[kept - 1]!]!)) continue;
-    let at = kept < places.length ? kept++ : kept - 1;
-    for (; at > 0 && cost < costs[places[at - 1]!]!; at--) places[at] = places[at - 1]!;
-    places[at] = place;
+    if (kept === count && !(cost < costs[slots[kept - 1]!]!)) continue;
+    let at = kept < count ? kept++ : kept - 1;
+    for (; at > 0 && cost < costs[slots[at - 1]!]!; at--) slots[at] = slots[at - 1]!;
+    slots[at] = place;
   }
-  for (let at = 0; at < kept; at++) places[at] = candidates[places[at]!]!;
-  return places;
+  let isAmong = choice.outcome === "refused";
+  for (let at = 0; at < count; at++) {
+    slots[at] = candidates[slots[at]!]!;
+    if (choice.outcome === "chosen" && slots[at] === choice.slot) isAmong = true;
+  }
+  if (choice.outcome === "chosen" && !isAmong) slots[count - 1] = choice.slot;
+  return count;
 }
 
-function decisionOf(
-  { costMode, scratch }: ChoiceTables,
+/** A decision that shows `shown` of the holders, but for them. */
+export function headOf(
+  { roster, costMode, scratch }: ChoiceTables,
   { request, input, choice }: ChoiceMade,
-  candidates: readonly DecisionCandidate[],
-): Decision {
-  const count = choice.outcome === "chosen" ? choice.candidateCount : 0;
+  shown: number,
+): Omit<Decision, "candidates"> {
+  const count = pricedCount(choice);
   let lowestCost: number | null = null;
   let tiedAtLowest = 0;
   for (let place = 0; place < count; place++) {
@@ -136,20 +140,19 @@ function decisionOf(
     temperature: request.settings.temperature,
     islTokens: request.islTokens,
     requiredBlocks: Math.ceil(request.islTokens / input.blockSize),
-    candidates,
-    leftOut: 0,
+    leftOut: roster.count - shown,
     lowestCost,
     tiedAtLowest,
     choice,
   };
 }
 
-function describeSlot(
+/** How a holder stands to the request, whatever its cost. */
+export function standingOf(
   { roster, costMode }: ChoiceTables,
   input: CostInput,
   slot: number,
-  verdict: Pick<DecisionCandidate, "whyNot" | "terms">,
-): DecisionCandidate {
+): Omit<DecisionCandidate, "whyNot" | "terms"> {
   return {
     workerId: roster.workerAt(slot)!.workerId,
     dpRank: roster.dpRankAt(slot),
@@ -158,6 +161,18 @@ function describeSlot(
     potentialPrefillTokens: potentialPrefillTokensOf(input, slot),
     potentialDecodeBlocks: potentialDecodeBlocksOf(input, slot),
     activeRequests: input.load.activeRequests[slot]!,
-    ...verdict,
   };
+}
+
+/** The terms of a candidate; the next call may overwrite them. */
+export function termsOf(
+  { scratch, costMode }: ChoiceTables,
+  { input, choice }: ChoiceMade,
+  slot: number,
+): CostTerms {
+  return costMode.termsAt(input, slot, scratch.candidates, pricedCount(choice));
+}
+
+function pricedCount(choice: Choice): number {
+  return choice.outcome === "chosen" ? choice.candidateCount : 0;
 }

@@ -15,12 +15,7 @@ import type {
   ChoiceTables,
   RefusedChoice,
 } from "./choice.ts";
-import {
-  type Decision,
-  type DecisionRecorder,
-  recordAll,
-  recordCheapest,
-} from "./decision-record.ts";
+import { type Decision, type DecisionRecorder, recordAll } from "./decision-record.ts";
 import { leaveOutCrowded } from "./herd-guard.ts";
 import type { LatencyBook } from "./latency-book.ts";
 import type { CostInput } from "./worker-cost.ts";
@@ -29,8 +24,8 @@ import { pickLowest, pickRandom, pickSoftmax } from "./worker-pick.ts";
 import type { SelectionRefusal, WorkerConstraints, WorkerProfile } from "./worker-roster.ts";
 
 /**
- * Chooses a holder for the request and books it there; a refusal books nothing. `record` takes
- * the decision before the booking changes the load. Stale requests are the caller's to
+ * Chooses a holder for the request and books it there; a refusal books nothing. `record` is
+ * told of the choice before the booking changes the load. Stale requests are the caller's to
  * expire first (`WorkerLoad.expireStale`).
  */
 export function chooseAndBook(
@@ -42,7 +37,7 @@ export function chooseAndBook(
   if (tables.load.has(request.key)) return { outcome: "refused", code: "duplicate_request" };
   const input = costInput(tables, request);
   const choice = choose(tables, request, input, random);
-  if (record) record.take(recordCheapest(tables, { request, input, choice }, record.candidatesMax));
+  record?.({ request, input, choice });
   if (choice.outcome === "refused") return choice;
   if (request.settings.policy === "round-robin") tables.scratch.turns++;
   const { trackPrefillTokens } = request.settings;

@@ -90,13 +90,12 @@ export function latencyCost(options: LatencyCostOptions): CostMode {
       if (frontPlace >= 0) costs[frontPlace]! += frontGpuMs(front, options);
       return nonFinite;
     },
-    terms: (input, candidates, count) =>
-      Array.from(candidates.subarray(0, count), (slot) => {
-        measureAt(options, input, slot, roomy, measure);
-        if (slot === front.slot) measure.frontGpuMs = frontGpuMs(front, options);
-        measure.cost += measure.frontGpuMs;
-        return { ...measure };
-      }),
+    termsAt(input, slot) {
+      measureAt(options, input, slot, roomy, measure);
+      if (slot === front.slot) measure.frontGpuMs = frontGpuMs(front, options);
+      measure.cost += measure.frontGpuMs;
+      return measure;
+    },
   };
 }
 

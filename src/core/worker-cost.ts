@@ -73,8 +73,11 @@ export interface CostMode {
    * allocation per candidate.
    */
   price(input: CostInput, candidates: Int32Array, count: number, costs: Float64Array): number;
-  /** The terms behind the costs of the last `price`, which was asked for the same input. */
-  terms(input: CostInput, candidates: Int32Array, count: number): readonly CostTerms[];
+  /**
+   * The terms behind the cost of one of the candidates of the last `price`, which was asked for the
+   * same input. The object may be overwritten by the next call.
+   */
+  termsAt(input: CostInput, slot: number, candidates: Int32Array, count: number): CostTerms;
 }
 
 /** `blocks` mode. */
@@ -112,9 +115,8 @@ export const blocksCost: CostMode = {
     }
     return poison === 0 ? 0 : nonFiniteCount(costs, count);
   },
-  terms(input, candidates, count) {
-    const least = leastPrefillTokens(input, candidates, count);
-    return Array.from(candidates.subarray(0, count), (slot) => termsOf(input, slot, least));
+  termsAt(input, slot, candidates, count) {
+    return termsOf(input, slot, leastPrefillTokens(input, candidates, count));
   },
 };
 

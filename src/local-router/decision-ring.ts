@@ -4,7 +4,8 @@
  * workers stays small: about 1 KB a decision, 2 KB in cost mode `latency`.
  */
 
-import type { Decision } from "../core/decision-record.ts";
+import type { ChoiceTables } from "../core/choice.ts";
+import type { ChoiceMade, Decision } from "../core/decision-record.ts";
 import type { CostMode } from "../core/worker-cost.ts";
 import { DecisionRows } from "./decision-rows.ts";
 
@@ -13,25 +14,24 @@ export const decisionsKeptDefault = 10_000;
 /** Candidates that a kept decision shows. */
 export const candidatesKept = 8;
 
-export interface KeptDecision {
+export interface DecisionNames {
   readonly id: string;
   readonly rid: string;
   readonly atWallMs: number;
-  readonly decision: Decision;
 }
 
-interface Place {
-  readonly id: string;
-  readonly rid: string;
-  readonly atWallMs: number;
-  readonly row: number;
+export interface KeptDecision extends DecisionNames {
+  readonly decision: Decision;
 }
 
 export class DecisionRing {
   readonly #max: number;
   readonly #rows: DecisionRows;
-  readonly #places: Place[] = [];
-  readonly #byName = new Map<string, Place>();
+  readonly #ids: string[] = [];
+  readonly #rids: string[] = [];
+  readonly #atWallMs: number[] = [];
+  /** Row by id, and by rid that of the latest decision. */
+  readonly #rowOf = new Map<string, number>();
   #next = 0;
 
   constructor(max: number, costMode: CostMode["name"]) {
@@ -40,33 +40,38 @@ export class DecisionRing {
   }
 
   get size(): number {
-    return this.#places.length;
+    return this.#ids.length;
   }
 
-  /** `decision` has at most `candidatesKept` candidates, all of them priced. */
-  add({ id, rid, atWallMs, decision }: KeptDecision): void {
+  /** Keeps a choice as long as the scratch columns of `tables` hold what it was made from. */
+  add({ id, rid, atWallMs }: DecisionNames, tables: ChoiceTables, made: ChoiceMade): void {
     const row = this.#next;
-    const oldest = this.#places[row];
-    if (oldest) this.#forget(oldest);
-    const place = { id, rid, atWallMs, row };
-    this.#rows.write(row, decision);
-    this.#places[row] = place;
+    if (row < this.#ids.length) this.#forget(row);
+    this.#rows.write(row, tables, made);
+    this.#ids[row] = id;
+    this.#rids[row] = rid;
+    this.#atWallMs[row] = atWallMs;
     this.#next = (row + 1) % this.#max;
-    this.#byName.set(id, place);
-    this.#byName.set(rid, place);
+    this.#rowOf.set(id, row);
+    this.#rowOf.set(rid, row);
   }
 
   /** By decision id, or by rid the latest for that request. */
   get(name: string): KeptDecision | undefined {
-    const place = this.#byName.get(name);
-    if (!place) return undefined;
-    const { id, rid, atWallMs, row } = place;
+    const row = this.#rowOf.get(name);
+    if (row === undefined) return undefined;
+    const [id = "", rid = "", atWallMs = 0] = [
+      this.#ids[row],
+      this.#rids[row],
+      this.#atWallMs[row],
+    ];
     return { id, rid, atWallMs, decision: this.#rows.read(row) };
   }
 
-  #forget({ id, rid }: Place): void {
-    this.#byName.delete(id);
+  #forget(row: number): void {
     // A retried request has a newer decision under the same rid.
-    if (this.#byName.get(rid)?.id === id) this.#byName.delete(rid);
+    for (const name of [this.#ids[row], this.#rids[row]]) {
+      if (name !== undefined && this.#rowOf.get(name) === row) this.#rowOf.delete(name);
+    }
   }
 }

@@ -5,12 +5,26 @@
  *   numbers  head | choice | max x (candidate | terms)     slices of `rowsPerSlice` rows
  *   texts    worker id of the choice | of each candidate   the same, as one list
  *
- * Invariants: `read` answers what `write` was given; NaN stands for an absent number only in
+ * Invariants: `read` answers what `recordCheapest` says of the choice that was written; NaN stands for an absent number only in
  * fields that are never NaN; a slice is made when its first row is written, and stays.
  */
-import type { Choice, ChosenWorker, RefusedChoice, WorkerPolicy } from "../core/choice.ts";
+import type {
+  Choice,
+  ChoiceTables,
+  ChosenWorker,
+  RefusedChoice,
+  WorkerPolicy,
+} from "../core/choice.ts";
 import type { BlocksTerms, CostTerms, LatencyTerms } from "../core/cost-terms.ts";
-import type { Decision, DecisionCandidate } from "../core/decision-record.ts";
+import {
+  type ChoiceMade,
+  cheapestSlots,
+  type Decision,
+  type DecisionCandidate,
+  headOf,
+  standingOf,
+  termsOf,
+} from "../core/decision-record.ts";
 
 const rowsPerSlice = 256;
 
@@ -60,6 +74,8 @@ const chosen = -1;
 export class DecisionRows {
   readonly #costMode: CostTerms["mode"];
   readonly #candidatesMax: number;
+  /** Of the candidates that a row gets. */
+  readonly #shown: Int32Array;
   readonly #candidateLength: number;
   readonly #rowLength: number;
   readonly #slices: Float64Array[] = [];
@@ -68,29 +84,40 @@ export class DecisionRows {
   constructor(costMode: CostTerms["mode"], candidatesMax: number) {
     this.#costMode = costMode;
     this.#candidatesMax = candidatesMax;
+    this.#shown = new Int32Array(candidatesMax);
     this.#candidateLength = candidateFields.length + termFields[costMode].length;
     this.#rowLength = candidatesAt + candidatesMax * this.#candidateLength;
   }
 
-  /** Rows are written one after the other the first time, later in any order. */
-  write(row: number, decision: Decision): void {
-    const { choice, candidates } = decision;
+  /**
+   * Writes a choice and its cheapest candidates. Rows are written one after the other the first
+   * time, later in any order.
+   */
+  write(row: number, tables: ChoiceTables, made: ChoiceMade): void {
+    const { choice } = made;
+    const shown = this.#shown;
+    const count = cheapestSlots(tables.scratch, choice, shown);
+    const head = headOf(tables, made, count);
     const slice = this.#sliceOf(row);
     const start = (row % rowsPerSlice) * this.#rowLength;
     const firstText = row * (1 + this.#candidatesMax);
-    slice[start] = policies.indexOf(decision.policy);
-    slice[start + 1] = candidates.length;
-    put(slice, start + headAt, decision, headFields);
+    slice[start] = policies.indexOf(head.policy);
+    slice[start + 1] = count;
+    put(slice, start + headAt, head, headFields);
     slice[start + outcomeAt] = choice.outcome === "chosen" ? chosen : refusals.indexOf(choice.code);
     if (choice.outcome === "chosen") put(slice, start + chosenAt, choice, chosenFields);
     this.#texts[firstText] = choice.workerId;
     for (let at = 0; at < this.#candidatesMax; at++) {
-      const candidate = candidates[at];
-      this.#texts[firstText + 1 + at] = candidate?.workerId;
-      if (!candidate?.terms) continue;
+      const text = firstText + 1 + at;
+      this.#texts[text] = undefined;
+      if (at >= count) continue;
+      const slot = shown[at] ?? 0;
+      const standing = standingOf(tables, made.input, slot);
+      this.#texts[text] = standing.workerId;
       const from = start + candidatesAt + at * this.#candidateLength;
-      put(slice, from, candidate, candidateFields);
-      put(slice, from + candidateFields.length, candidate.terms, termFields[this.#costMode]);
+      put(slice, from, standing, candidateFields);
+      const terms = termsOf(tables, made, slot);
+      put(slice, from + candidateFields.length, terms, termFields[this.#costMode]);
     }
   }
 

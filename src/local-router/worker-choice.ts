@@ -2,7 +2,6 @@
  * One choice of a worker with everything around the pure decision: the index's match, the workers
  * that are held out, the times of each step. Asking and choosing share all of it but the booking.
  */
-import type { Clock } from "../base/clock.ts";
 import { TiergridError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
 import { bestCachedTokens, type Room, roomFor } from "../core/admission-gate.ts";
@@ -14,9 +13,9 @@ import type {
   RefusedChoice,
 } from "../core/choice.ts";
 import { chooseAndBook, explain } from "../core/decision.ts";
-import type { Decision, DecisionRecorder } from "../core/decision-record.ts";
+import type { ChoiceMade, Decision } from "../core/decision-record.ts";
 import type { SelectionRefusal, WorkerConstraints } from "../core/worker-roster.ts";
-import { candidatesKept, type DecisionRing, type KeptDecision } from "./decision-ring.ts";
+import type { DecisionRing } from "./decision-ring.ts";
 import { createOverlapMatch, type OverlapMatch, type OverlapSources } from "./overlap-match.ts";
 import type { RouteQuery } from "./route-query.ts";
 import type { WorkerDirectory } from "./worker-directory.ts";
@@ -80,9 +79,13 @@ export function createWorkerChoice(context: ChoiceContext, askRandom: Random): W
       const startMs = clock.nowMs();
       const request = requestOf(query, key);
       const matchedMs = clock.nowMs();
-      const recorder = decisions && recorderOf(decisions, clock, { id: key, rid });
+      const record =
+        decisions &&
+        ((made: ChoiceMade): void => {
+          decisions.add({ id: key, rid, atWallMs: clock.wallMs() }, tables, made);
+        });
       const choose = (constraints: WorkerConstraints): Choice =>
-        chooseAndBook(tables, { ...request, constraints }, random, recorder);
+        chooseAndBook(tables, { ...request, constraints }, random, record);
       const choice = sparing(context, query.constraints, excluded, { choose, isNobody });
       onTimes(matchedMs - startMs, clock.nowMs() - startMs);
       if (choice.outcome === "chosen") {
@@ -115,17 +118,6 @@ export function createWorkerChoice(context: ChoiceContext, askRandom: Random): W
       const overlap = match(query);
       return bestCachedTokens(tables, { ...settings, constraints, nowMs: clock.nowMs(), overlap });
     },
-  };
-}
-
-function recorderOf(
-  ring: DecisionRing,
-  clock: Clock,
-  names: Pick<KeptDecision, "id" | "rid">,
-): DecisionRecorder {
-  return {
-    candidatesMax: candidatesKept,
-    take: (decision) => ring.add({ ...names, atWallMs: clock.wallMs(), decision }),
   };
 }
 

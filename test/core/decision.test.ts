@@ -9,7 +9,7 @@ import type {
 } from "../../src/core/choice.ts";
 import { choiceTables } from "../../src/core/choice.ts";
 import { chooseAndBook, explain } from "../../src/core/decision.ts";
-import type { Decision } from "../../src/core/decision-record.ts";
+import { type ChoiceMade, type Decision, recordCheapest } from "../../src/core/decision-record.ts";
 import { WorkerLoad } from "../../src/core/worker-load.ts";
 import { WorkerRoster } from "../../src/core/worker-roster.ts";
 
@@ -218,10 +218,9 @@ it("explains exactly the decision it would book, and changes nothing by asking",
       const explained = explain(tables, next, mulberry32(seed + at));
       expect([...tables.load.activeBlocks, ...tables.load.prefillTokens]).toEqual(before);
       let recorded: Decision | undefined;
-      const take = (decision: Decision): void => {
-        recorded = decision;
+      const record = (made: ChoiceMade): void => {
+        recorded = recordCheapest(tables, made, 3);
       };
-      const record = { candidatesMax: 3, take };
       const choice = chooseAndBook(tables, next, mulberry32(seed + at), record);
       expectCheapest(recorded!, explained);
       expect(choice).toEqual(explained.choice);
@@ -236,6 +235,26 @@ it("explains exactly the decision it would book, and changes nothing by asking",
     }
   });
   fc.assert(property, { numRuns: 200 });
+});
+
+it("records what was compared also where the candidate with the least backlog is left out", () => {
+  const tables = pool(3);
+  const decaying = { ...settings, weights: { ...weights, overlapScoreCreditDecay: 1 } };
+  // Worker 0 holds much and computes nothing; 1 and 2 have the prompt, and a queue.
+  for (const [at, islTokens] of [16, 3200, 3300].entries()) {
+    const privateBlocks = at === 0 ? 500 : 0;
+    const pinned = { constraints: { pinnedWorkerId: String(at) }, islTokens, privateBlocks };
+    chosen(tables, request(`queued${at}`, { ...pinned, sequence: new Uint32Array(0) }));
+  }
+  tables.load.markPrefillCompleted("queued0", 0, 0);
+  const asked = request("a", { overlap: { device: Int32Array.of(0, 9, 9) }, settings: decaying });
+  let recorded: Decision | undefined;
+  const choice = chooseAndBook(tables, asked, mulberry32(1), (made) => {
+    recorded = recordCheapest(tables, made, 2);
+  });
+  expect(choice).toMatchObject({ workerId: "1" });
+  expect(recorded?.candidates.map(({ workerId }) => workerId)).toEqual(["1", "2"]);
+  expect(recorded?.candidates[0]?.terms).toMatchObject({ cost: recorded?.lowestCost });
 });
 
 /** A live record is the explanation, cut to its cheapest candidates and the chosen one. */

@@ -91,7 +91,9 @@ function termsOf(
   const cost = latencyCost({ book, weights, gpus, fit });
   const costs = new Float64Array(slots.length);
   expect(cost.price(input, slots, slots.length, costs)).toBe(0);
-  const terms = cost.terms(input, slots, slots.length) as readonly LatencyTerms[];
+  const terms = Array.from(slots, (slot) => ({
+    ...(cost.termsAt(input, slot, slots, slots.length) as LatencyTerms),
+  }));
   expect(terms.map((term) => term.cost)).toEqual([...costs]);
   return terms;
 }

@@ -129,7 +129,7 @@ it("explains a cost by the terms that gave it", () => {
   const { request, workers } = golden.cost[9]!;
   const weights = weightsOf({ overlap_score_credit_decay: 1 });
   const input = inputOf(request as GoldenRequest, weights, workers as readonly GoldenWorker[]);
-  expect(blocksCost.terms(input, Int32Array.of(0, 1, 2), 3)[0]).toEqual({
+  expect(blocksCost.termsAt(input, 0, Int32Array.of(0, 1, 2), 3)).toEqual({
     mode: "blocks",
     rawPrefillBlocks: 30,
     creditDecay: 1 / 3,
@@ -169,8 +169,8 @@ it("prices to the bit what its terms say, also where more is cached than the pro
       const candidates = Int32Array.from(rows.keys());
       const costs = new Float64Array(rows.length);
       expect(blocksCost.price(input, candidates, rows.length, costs)).toBe(0);
-      const terms = blocksCost.terms(input, candidates, rows.length);
-      expect(Array.from(costs)).toEqual(terms.map(({ cost }) => cost));
+      const termsOf = (slot: number) => blocksCost.termsAt(input, slot, candidates, rows.length);
+      expect(Array.from(costs)).toEqual(Array.from(candidates, (slot) => termsOf(slot).cost));
     },
   );
   fc.assert(property);

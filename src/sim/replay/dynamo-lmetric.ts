@@ -5,7 +5,8 @@ export const dynamoLmetric: CostMode = {
   ...blocksCost,
   price(input, candidates, count, costs) {
     let nonFinite = 0;
-    for (const [place, terms] of blocksCost.terms(input, candidates, count).entries()) {
+    for (let place = 0; place < count; place++) {
+      const terms = blocksCost.termsAt(input, candidates[place] ?? 0, candidates, count);
       if (terms.mode !== "blocks") continue;
       const prefill = Math.max(0, terms.rawPrefillBlocks - terms.overlapCreditBlocks);
       const cost = prefill * (terms.potentialDecodeBlocks + 1);

@@ -18,7 +18,11 @@ import {
 } from "../../core/choice.ts";
 import { createKvIndex } from "../../core/create-kv-index.ts";
 import { chooseAndBook, explain } from "../../core/decision.ts";
-import type { Decision, DecisionRecorder } from "../../core/decision-record.ts";
+import {
+  type Decision,
+  type DecisionRecorder,
+  recordCheapest,
+} from "../../core/decision-record.ts";
 import type { KvIndex } from "../../core/kv-index.ts";
 import { LatencyBook } from "../../core/latency-book.ts";
 import type { LatencyWeights } from "../../core/latency-cost.ts";
@@ -151,10 +155,9 @@ export class ReplayRouter {
       engineKvUsage: new Float64Array(workers),
     };
     if (options.predictions && this.#tables.latency) {
-      const take = (decision: Decision): void => {
-        this.predictedMs = predictionOf(decision);
+      this.#record = (made) => {
+        this.predictedMs = predictionOf(recordCheapest(this.#tables, made, 1));
       };
-      this.#record = { candidatesMax: 1, take };
     }
     this.#policy = kind.type === "baseline" ? kind.create({ workerIds, engine }) : undefined;
     this.#engine = engine;

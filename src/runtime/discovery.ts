@@ -13,6 +13,7 @@
  */
 import { isDeepStrictEqual } from "node:util";
 import type { CancelTimer, Clock } from "../base/clock.ts";
+import { everyInStep } from "../base/tick-clock.ts";
 import { allHeartbeats, heartbeatSubject, whoSubject } from "../protocol/subjects.ts";
 import type { Bus } from "./bus.ts";
 import type { EchoGate } from "./echo-gate.ts";
@@ -31,7 +32,8 @@ export const leaseTiming = {
   heartbeatJitter: 0.1,
   suspectMs: 2500,
   goneMs: 6000,
-  /** Least time between two looks for leases that ran out. */
+  /** Looks for leases that ran out: their period, and the least time until one besides. */
+  lookMs: 1000,
   sweepMs: 100,
   readyMs: 2000,
   inhibitMs: 5000,
@@ -115,9 +117,8 @@ export function watchInstances(options: {
   readonly bus: Bus;
   readonly clock: Clock;
   readonly gate: EchoGate;
-  /** Subject of the heartbeats to listen to; absent = all. */
+  /** Subject of the heartbeats to hear, absent = all; whom to list of those and of who answers. */
   readonly subject?: string;
-  /** Which of those that are heard, or answer, count. */
   readonly accept?: (card: InstanceCard) => boolean;
 }): LiveTable {
   const { bus, clock, gate, subject: heard = allHeartbeats, accept = () => true } = options;
@@ -245,7 +246,6 @@ function heardAt(lease: Lease, nowMs: number): void {
   lease.leaseFromMs = Math.max(lease.leaseFromMs, nowMs);
 }
 
-/** One heartbeat that was accepted. */
 function hear(watch: Watch, { card, goodbye }: Heartbeat, payload: Uint8Array): void {
   const lease = watch.leases.get(card.inst);
   if (!lease) {
@@ -323,18 +323,20 @@ function differs(before: InstanceCard, after: InstanceCard): boolean {
   return !isDeepStrictEqual(was, is) || (has !== undefined && !isDeepStrictEqual(had, has));
 }
 
-/** Sweeps when a lease may have run out; answers the cancel. */
+/** Looks in step with the process, and when a lease may run out before; answers the cancel. */
 function sweepWhenDue(watch: Watch): CancelTimer {
   let cancelled = false;
-  const arm = (waitMs: number): CancelTimer =>
-    watch.clock.after(waitMs, () => {
-      const nextMs = sweep(watch);
-      if (!cancelled) cancel = arm(nextMs);
-    });
-  let cancel = arm(leaseTiming.sweepMs);
+  let cancelLook: CancelTimer = () => {};
+  const look = (): void => {
+    cancelLook();
+    const leftMs = sweep(watch);
+    if (!cancelled && leftMs < leaseTiming.lookMs) cancelLook = watch.clock.after(leftMs, look);
+  };
+  const cancelLooks = everyInStep(watch.clock, leaseTiming.lookMs, look);
   return () => {
     cancelled = true;
-    cancel();
+    cancelLook();
+    cancelLooks();
   };
 }
 

@@ -51,15 +51,16 @@ export function startEchoGate(bus: Bus, clock: Clock): EchoGate {
   let overdueAtMs = clock.nowMs();
   let cancel: CancelTimer = () => {};
   const isOpen = (): boolean => echoed && bus.state === "connected" && clock.nowMs() <= overdueAtMs;
-  const beat = (): void => {
+  /** No beat is before its time, although a timer may be. */
+  const beat = (dueMs: number): void => {
     cancel();
-    const nowMs = clock.nowMs();
+    const nowMs = Math.max(clock.nowMs(), dueMs);
     // Unasked beats keep to multiples of their period, beside what else a process does then.
-    const pauseMs =
-      nowMs < askedUntilMs ? periodMs : unaskedPeriodMs - (Math.round(nowMs) % unaskedPeriodMs);
+    const unaskedPauseMs = unaskedPeriodMs - (nowMs % unaskedPeriodMs);
+    const pauseMs = nowMs < askedUntilMs ? periodMs : unaskedPauseMs;
     nextBeatMs = nowMs + pauseMs;
     overdueAtMs = Math.min(overdueAtMs, nowMs + overdueMs);
-    cancel = clock.after(pauseMs, beat);
+    cancel = clock.after(pauseMs, () => beat(nextBeatMs));
     if (bus.state !== "connected") return;
     try {
       bus.publish(subject, new Uint8Array(0), { traffic: "control" });
@@ -78,14 +79,14 @@ export function startEchoGate(bus: Bus, clock: Clock): EchoGate {
     for (const listener of [...listeners]) listener(frozenMs);
   });
   const unlisten = bus.onState((state) => {
-    if (state === "connected") beat();
+    if (state === "connected") beat(clock.nowMs());
   });
   const asked = (): void => {
     const nowMs = clock.nowMs();
     askedUntilMs = nowMs + askedMs;
-    if (nextBeatMs > nowMs + periodMs) beat();
+    if (nextBeatMs > nowMs + periodMs) beat(nowMs);
   };
-  beat();
+  beat(clock.nowMs());
   return {
     get open() {
       asked();

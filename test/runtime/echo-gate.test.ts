@@ -1,6 +1,7 @@
 import { expect, it } from "vitest";
 import { type CancelTimer, type Clock, every, ManualClock } from "../../src/base/clock.ts";
 import { mulberry32 } from "../../src/base/random.ts";
+import { tickClock } from "../../src/base/tick-clock.ts";
 import { startEchoGate } from "../../src/runtime/echo-gate.ts";
 import { createMemoryNetwork } from "../../src/runtime/memory-bus.ts";
 
@@ -66,6 +67,24 @@ it("beats twice a second while nobody asks and freezes at the first beat without
   expect(gate.frozenSinceMs).toBeUndefined();
   // From 300 ms before the gate froze on: the echo was due 200 ms before, the beat period earlier.
   expect(thaws).toEqual([24_000 - 20_400]);
+});
+
+it("beats once for a multiple of its period, however early or late its timer is", () => {
+  for (const offMs of [-1.3, -0.4, 0.6, 10]) {
+    const { clock, network } = rig();
+    const bus = network.connect({ role: "lo" });
+    const after: Clock["after"] = (delayMs, fire) => clock.after(delayMs + offMs, fire);
+    const gate = startEchoGate(bus, tickClock({ ...methodsOf(clock), after }, 50));
+    const beats: number[] = [];
+    for (const atMs of [2_020, 2_480, 2_520, 2_980, 3_020, 3_480, 3_520]) {
+      clock.advanceTo(atMs);
+      beats.push(bus.totals.messagesOut);
+    }
+    expect(beats.map((count, at) => count - (beats[at - 1] ?? count))).toEqual([
+      0, 0, 1, 0, 1, 0, 1,
+    ]);
+    gate.stop();
+  }
 });
 
 it("beats at once when it is asked, so that 250 ms later it knows of a freeze before", () => {

@@ -100,13 +100,16 @@ export function splitFrame(payload: Uint8Array, fault: FrameFault): Frame {
 }
 
 /**
- * The bytes from `at` as words: a view where they lie on a multiple of 4, as most large ones do, else
- * a copy.
+ * The bytes from `at` as words: a view where they lie on a multiple of 4, else a copy, of a small
+ * prompt in the pool of buffers, since an `ArrayBuffer` of its own costs more than the copy.
  */
-export function wordsOf({ buffer, byteOffset, byteLength }: Uint8Array, at: number): Uint32Array {
-  const from = byteOffset + at;
-  if (from % 4 === 0) return new Uint32Array(buffer, from, (byteLength - at) / 4);
-  return new Uint32Array(buffer.slice(from, byteOffset + byteLength));
+export function wordsOf(bytes: Uint8Array, at: number): Uint32Array {
+  const { buffer, byteOffset, byteLength } = bytes;
+  const count = (byteLength - at) / 4;
+  if ((byteOffset + at) % 4 === 0) return new Uint32Array(buffer, byteOffset + at, count);
+  const copy = Buffer.allocUnsafe(byteLength - at);
+  copy.set(new Uint8Array(buffer, byteOffset + at, byteLength - at));
+  return new Uint32Array(copy.buffer, copy.byteOffset, count);
 }
 
 /** Words per counted item. */

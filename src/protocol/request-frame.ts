@@ -66,6 +66,16 @@ const flagBits = { bundle: 1, acks: 2, progress: 4, acceptNotice: 8 } as const;
 const phases: readonly Phase[] = ["aggregated", "prefill", "decode"];
 const ridAt = 52;
 const decisionsBytesMax = 0xffff;
+const routedFields: ReadonlySet<string> = new Set<keyof RoutedBody>([
+  "request_id",
+  "routing",
+  "router",
+  "router_config_override",
+  "annotations",
+  "extra_args",
+  "dp_rank",
+  "mm_routing_info",
+]);
 /** Lines of the names behind those of `notify`. */
 const namesAfterNotify = 3;
 
@@ -100,10 +110,9 @@ function itemsText(decisions: readonly HopDecision[]): string {
 
 /** The body's fields in two JSON objects. */
 function bodyTexts(body: RequestBody): { readonly routed: string; readonly rest: string } {
-  const { request_id, routing, router, router_config_override, ...other } = body;
-  const { annotations, extra_args, dp_rank, mm_routing_info, ...rest } = other;
-  const hints = { request_id, routing, router, router_config_override };
-  const routed = { ...hints, annotations, extra_args, dp_rank, mm_routing_info };
+  const routed: Record<string, unknown> = {};
+  const rest: Record<string, unknown> = {};
+  for (const name in body) (routedFields.has(name) ? routed : rest)[name] = body[name];
   return { routed: JSON.stringify(routed), rest: JSON.stringify(rest) };
 }
 
@@ -152,9 +161,9 @@ export function decodeDispatch(message: DispatchMessage, random: Random): Dispat
   if (!isOurs(message.payload)) return decodeJsonDispatch(message, random);
   const { dispatch, frame } = readFrame(message.payload);
   const { envelope, body: routed, prompt } = dispatch;
-  const rest = readJson(frame.bytes, frame.restAt, frame.wordsAt);
-  const decisions = decisionsIn(frame);
-  return { envelope: { ...envelope, decisions }, body: { ...rest, ...routed }, prompt };
+  // Into the object just parsed: a spread of both takes three times as long.
+  const body = Object.assign(readJson(frame.bytes, frame.restAt, frame.wordsAt), routed);
+  return { envelope: { ...envelope, decisions: decisionsIn(frame) }, body, prompt };
 }
 
 /** A frame of ours, and where its parts begin; a view of the payload. */

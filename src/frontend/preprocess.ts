@@ -197,11 +197,11 @@ function sharedBody(request: ApiRequest, tools: PreprocessTools): RequestBody {
   const shared: Record<string, unknown> = {
     model: body.model,
     eos_token_ids: tools.tokenizer.eosTokenIds,
-    routing: hints.routing,
-    router: hints.targets ?? null,
     output_options: { skip_special_tokens: body.skip_special_tokens ?? true },
     request_timestamp_ms: tools.wallMs(),
   };
+  if (hints.routing) shared["routing"] = hints.routing;
+  if (hints.targets) shared["router"] = hints.targets;
   const extraArgs = engineArgs(body.extra_args ?? {});
   if (Object.keys(extraArgs).length > 0) shared["extra_args"] = extraArgs;
   if (nvext?.annotations) shared["annotations"] = nvext.annotations;

@@ -31,9 +31,10 @@ export interface Nvext {
 
 export type HeaderReader = (name: string) => string | undefined;
 
+/** What the caller left out is absent, in the hints too: every router on the way reads them. */
 export interface CallerHints {
   readonly targets: SlaHints | undefined;
-  readonly routing: RoutingHints;
+  readonly routing: RoutingHints | undefined;
   /** Lower than the default deadline, or undefined. */
   readonly timeoutMs: number | undefined;
 }
@@ -56,10 +57,18 @@ export function readHints(body: unknown, header: HeaderReader, faults: Fault[]):
   }
   const routing = readRouting(nvextOf(body), header, faults);
   const timeoutMs = readInteger(header, timeoutHeader, 1, u32Max, faults);
-  return { targets: read.ok ? read.router : undefined, routing, timeoutMs };
+  return {
+    targets: read.ok ? withoutAbsent<SlaHints>(read.router) : undefined,
+    routing,
+    timeoutMs,
+  };
 }
 
-function readRouting(nvext: Nvext, header: HeaderReader, faults: Fault[]): RoutingHints {
+function readRouting(
+  nvext: Nvext,
+  header: HeaderReader,
+  faults: Fault[],
+): RoutingHints | undefined {
   const hints = nvext.agent_hints ?? {};
   const worker = readWorkerId(header, "x-worker-instance-id", faults);
   const prefillWorker = readWorkerId(header, "x-prefill-instance-id", faults);
@@ -68,7 +77,7 @@ function readRouting(nvext: Nvext, header: HeaderReader, faults: Fault[]): Routi
   const priority =
     integer(["x-dynamo-request-priority"], i32Min, i32Max) ?? hints.priority ?? undefined;
   const strict = ["x-dynamo-request-strict-priority"];
-  return withoutAbsent({
+  return withoutAbsent<RoutingHints>({
     backend_instance_id: worker ?? nvext.backend_instance_id,
     prefill_worker_id: prefillWorker ?? nvext.prefill_worker_id,
     decode_worker_id: worker ?? nvext.decode_worker_id,
@@ -125,7 +134,12 @@ function pointerOf(where: string): string {
   return /^(?:nvext|extra_args)\b/.test(where) ? `/${where.replaceAll(".", "/")}` : where;
 }
 
-function withoutAbsent(hints: Record<string, WorkerPin | null | undefined>): RoutingHints {
+/** The fields that say something; undefined when none does. */
+function withoutAbsent<Hints extends object>(
+  hints: {
+    readonly [Name in keyof Hints]?: Hints[Name] | undefined;
+  },
+): Hints | undefined {
   const given = Object.entries(hints).filter(([, value]) => value !== undefined && value !== null);
-  return Object.fromEntries(given) as RoutingHints;
+  return given.length === 0 ? undefined : (Object.fromEntries(given) as Hints);
 }

@@ -348,7 +348,7 @@ it.each(vectors.cases.map((vector) => [vector.name, vector] as const))(
     const sent = (target: typeof ttft) =>
       target && !routerSources.has(target.source) ? [target.value, target.source] : [null, null];
     const router = fleet.seen[0]?.body.router;
-    expect([router?.ttft_target, router?.ttft_source]).toEqual(sent(ttft));
-    expect([router?.itl_target, router?.itl_source]).toEqual(sent(itl));
+    expect([router?.ttft_target ?? null, router?.ttft_source ?? null]).toEqual(sent(ttft));
+    expect([router?.itl_target ?? null, router?.itl_source ?? null]).toEqual(sent(itl));
   },
 );

@@ -65,6 +65,13 @@ function refusedFromJson(json: JsonObject): Receipt {
   };
 }
 
+/** The refusal as an error, which has the time to wait among its details. */
+export function refusedError(refused: Receipt & { readonly type: "refused" }): TiergridError {
+  const { code, message, retryAfterMs, details } = refused;
+  const retryAfter = retryAfterMs === undefined ? {} : { retryAfterMs };
+  return new TiergridError(code, message, { ...details, ...retryAfter });
+}
+
 function fail(found: string): never {
   throw new TiergridError("malformed_reply", `a receipt is accepted or refused, got ${found}`);
 }

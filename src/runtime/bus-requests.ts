@@ -1,13 +1,15 @@
 /**
  * What both buses do alike: the checks before a publish, the guarded call of a handler and the book
  * of requests in flight. Every entry of the book leaves it exactly once: by a reply, a failure, its
- * timeout, its signal, or `failAll` when the connection goes.
+ * timeout, its asker giving up, or `failAll` when the connection goes.
  */
-import type { CancelSignal } from "../base/cancel.ts";
 import type { CancelTimer, Clock } from "../base/clock.ts";
 import { type ErrorCode, TiergridError } from "../base/errors.ts";
+import { readReplies } from "../protocol/reply-bundle.ts";
 import { checkPublishSubject } from "../protocol/subjects.ts";
 import type {
+  Asker,
+  AskOptions,
   Bus,
   BusHandler,
   BusMessage,
@@ -139,15 +141,9 @@ export function tellState(
 }
 
 interface OpenRequest {
-  readonly resolve: (message: BusMessage) => void;
-  readonly reject: (error: unknown) => void;
-  readonly cancelTimer: CancelTimer;
-  readonly signal: CancelSignal | undefined;
-  readonly aborted: () => void;
+  readonly asker: Asker;
+  readonly cancelTimer: CancelTimer | undefined;
 }
-
-/** One for all: every offer that a notice answers ends its request so, and a stack costs microseconds. */
-const cancelled = new TiergridError("cancelled", "the request was cancelled");
 
 export class RequestBook {
   readonly #open = new Map<string, OpenRequest>();
@@ -165,52 +161,95 @@ export class RequestBook {
     return this.#open.size;
   }
 
-  /** Sends through `send` and waits for the reply; rejects with one of the bus's codes. */
-  ask(options: RequestOptions, send: (reply: string) => void): Promise<BusMessage> {
-    const { timeoutMs, signal } = options;
-    if (signal?.aborted) {
-      const message = "the request was cancelled before it was sent";
-      return Promise.reject(new TiergridError("cancelled", message));
-    }
+  /** Sends through `send`, whose errors it throws; answers the function that gives the request up. */
+  ask(timeoutMs: number | undefined, send: (reply: string) => void, asker: Asker): () => void {
     if (this.#open.size >= requestsInFlightMax) {
       const message = `${requestsInFlightMax} requests are in flight, none may be added`;
-      return Promise.reject(new TiergridError("bus_overloaded", message));
+      throw new TiergridError("bus_overloaded", message);
     }
     const reply = `${this.#prefix}.${(this.#next++).toString(36)}`;
-    return new Promise((resolve, reject) => {
-      const cancelTimer = this.#clock.after(timeoutMs, () =>
-        this.fail(reply, "request_timeout", `no reply within ${timeoutMs} ms`),
-      );
-      const aborted = (): void => this.#take(reply)?.reject(cancelled);
-      this.#open.set(reply, { resolve, reject, cancelTimer, signal, aborted });
-      signal?.addEventListener("abort", aborted, { once: true });
-      try {
-        send(reply);
-      } catch (error) {
-        this.#take(reply)?.reject(error);
-      }
-    });
+    const late = (): void => this.fail(reply, "request_timeout", `no reply within ${timeoutMs} ms`);
+    const cancelTimer = timeoutMs === undefined ? undefined : this.#clock.after(timeoutMs, late);
+    this.#open.set(reply, { asker, cancelTimer });
+    try {
+      send(reply);
+    } catch (error) {
+      this.#take(reply);
+      throw error;
+    }
+    return () => void this.#take(reply);
   }
 
   /** A reply came; late and unknown ones are dropped. */
   settle(message: BusMessage): void {
-    this.#take(message.subject)?.resolve(message);
+    this.#take(message.subject)?.onReply(message);
   }
 
   fail(reply: string, code: ErrorCode, message: string): void {
-    this.#take(reply)?.reject(new TiergridError(code, message));
+    const asker = this.#take(reply);
+    if (asker) asker.onError(new TiergridError(code, message));
   }
 
   failAll(code: ErrorCode, message: string): void {
     for (const reply of [...this.#open.keys()]) this.fail(reply, code, message);
   }
 
-  #take(reply: string): OpenRequest | undefined {
+  #take(reply: string): Asker | undefined {
     const open = this.#open.get(reply);
     if (!open) return undefined;
     this.#open.delete(reply);
-    open.cancelTimer();
-    open.signal?.removeEventListener("abort", open.aborted);
-    return open;
+    open.cancelTimer?.();
+    return open.asker;
   }
+}
+
+/** What replies of a connection need to find their requests. */
+export interface ReplyDesk {
+  readonly requests: RequestBook;
+  readonly totals: MutableTotals;
+  readonly failed: HandlerErrorListener;
+}
+
+/** Replies that travelled together; what is cut off is counted, and its requests time out. */
+export function settleReplies(
+  { requests, totals, failed }: ReplyDesk,
+  replies: string,
+  bytes: Uint8Array,
+): void {
+  try {
+    readReplies(bytes, (id, payload) => {
+      totals.messagesIn += 1;
+      requests.settle({ subject: replies + id, payload, reply: undefined, headers: undefined });
+    });
+  } catch (error) {
+    failed(error, replies);
+  }
+}
+
+/** `Bus.request` over its `ask`. */
+export function requestOver(
+  ask: (options: AskOptions, asker: Asker) => () => void,
+  { timeoutMs, headers, signal }: RequestOptions,
+): Promise<BusMessage> {
+  const cancelled = "the request was cancelled";
+  if (signal?.aborted) {
+    return Promise.reject(new TiergridError("cancelled", `${cancelled} before it was sent`));
+  }
+  return new Promise((resolve, reject) => {
+    const aborted = (): void => {
+      giveUp();
+      reject(new TiergridError("cancelled", cancelled));
+    };
+    const giveUp = ask(headers ? { timeoutMs, headers } : { timeoutMs }, {
+      onReply(reply) {
+        signal?.removeEventListener("abort", aborted);
+        resolve(reply);
+      },
+      onError(error) {
+        signal?.removeEventListener("abort", aborted);
+        reject(error);
+      },
+    });
+    signal?.addEventListener("abort", aborted, { once: true });
+  });
 }

@@ -12,6 +12,7 @@
  *   - Subjects and queue names are checked before anything is written (`protocol/subjects.ts`).
  */
 import type { CancelSignal } from "../base/cancel.ts";
+import type { TiergridError } from "../base/errors.ts";
 
 export interface BusMessage {
   readonly subject: string;
@@ -32,6 +33,20 @@ export interface PublishOptions {
   readonly reply?: string;
   readonly headers?: ReadonlyMap<string, string>;
   readonly traffic?: Traffic;
+}
+
+/** Of `ask`. */
+export interface AskOptions {
+  /** Absent = until the asker gives up. */
+  readonly timeoutMs?: number;
+  readonly headers?: ReadonlyMap<string, string>;
+}
+
+/** Who asked: told once how the request ended, unless he gave it up. Must not throw. */
+export interface Asker {
+  onReply(reply: BusMessage): void;
+  /** With one of the codes above, but for `cancelled`. */
+  onError(error: TiergridError): void;
 }
 
 export interface RequestOptions {
@@ -75,7 +90,12 @@ export interface Bus {
    * subject below `inboxPrefix` takes effect at once; others when the server has seen them (`flush`).
    */
   subscribe(subject: string, handler: BusHandler, queue?: string): Subscription;
-  /** Travels as `control`. */
+  /**
+   * Travels as `control`. Throws as `publish` does; answers the function that gives it up. For who asks
+   * for every message that passes: no promise, no error for a request that is not needed any more.
+   */
+  ask(subject: string, payload: Uint8Array, options: AskOptions, asker: Asker): () => void;
+  /** `ask` as a promise. */
   request(subject: string, payload: Uint8Array, options: RequestOptions): Promise<BusMessage>;
   /** Calls `listener` on every change of `state`; returns the unsubscribe function. */
   onState(listener: (state: BusState) => void): () => void;

@@ -1,11 +1,12 @@
 /** How a dispatcher answers: a receipt to whoever waits for one, else frames on the stream. */
 import { TiergridError } from "../base/errors.ts";
+import { encodeNotice } from "../protocol/notices.ts";
 import { encodeReceipt } from "../protocol/receipts.ts";
 import type { Receipt, RoutedEnvelope } from "../protocol/requests.ts";
 import type { ErrorFrame } from "../protocol/stream-frames.ts";
 import type { Bus, BusMessage } from "./bus.ts";
 import { publishFrame, publishQuietly } from "./dispatch-offer.ts";
-import type { DispatcherTotals } from "./dispatch-policy.ts";
+import type { DispatchEntry, DispatcherTotals } from "./dispatch-policy.ts";
 
 /**
  * `payload` is the receipt as it came from below: it is passed on as it is. No receipt: a worker
@@ -32,15 +33,19 @@ export function answerTo(
   };
 }
 
+/** Tells the owner, and the dispatcher above, that a request without a worker is alive. */
+export function sayQueued(bus: Bus, { rid, attempt, envelope }: DispatchEntry<unknown>): void {
+  const next = envelope.first;
+  publishFrame(bus, envelope, { type: "heartbeat", attempt, next, phase: "queued" });
+  const [above] = envelope.notify;
+  publishQuietly(bus, above, encodeNotice({ type: "queued", rid, attempt, position: 0 }));
+}
+
 export function errorFrame(
   attempt: number,
   { code, message, retryable }: TiergridError,
 ): ErrorFrame {
   return { type: "error", attempt, code, message, retryable, started: false };
-}
-
-export function cancelledError(): TiergridError {
-  return new TiergridError("cancelled", "the caller cancelled the request");
 }
 
 function retryAfter(retryAfterMs: number | undefined): { retryAfterMs?: number } {

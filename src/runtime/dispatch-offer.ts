@@ -2,7 +2,7 @@
  * One offer of a request to one hop: publish, wait for the receipt. And the small messages that
  * dispatchers send around it, none of which may throw: timers repair what a lost one breaks.
  */
-import { type CancelSignal, CancelSwitch } from "../base/cancel.ts";
+import type { CancelSignal } from "../base/cancel.ts";
 import type { CancelTimer, Clock } from "../base/clock.ts";
 import { TiergridError, toTiergridError } from "../base/errors.ts";
 import { type Random, randomHex128 } from "../base/random.ts";
@@ -15,7 +15,7 @@ import type { Receipt, RoutedEnvelope } from "../protocol/requests.ts";
 import { encodeControl } from "../protocol/stream-control.ts";
 import type { StreamFrame } from "../protocol/stream-frames.ts";
 import { encodeStreamFrame } from "../protocol/stream-message.ts";
-import type { Bus } from "./bus.ts";
+import type { Bus, BusMessage } from "./bus.ts";
 import type { Acceptance, DispatchEntry, OpenOffer, SendPlan } from "./dispatch-policy.ts";
 
 export type OfferOutcome =
@@ -74,50 +74,54 @@ export function offerDispatch(
   settled: (outcome: OfferOutcome) => void,
 ): OpenOffer {
   const { bus, clock, gate, subject, payload, acceptTimeoutMs, leftMs, signal } = options;
-  // Either silence or the request's own signal gives the hop up.
-  const over = new CancelSwitch();
-  const giveUp = (): void => over.abort();
-  if (signal.aborted) giveUp();
-  signal.addEventListener("abort", giveUp, { once: true });
+  const deadlineAtMs = clock.nowMs() + leftMs;
   // The gate is asked early enough to know at the verdict whether our own way is in doubt.
   const askedMs = Math.min(gateAskedMs, acceptTimeoutMs);
-  const unlessInDoubt = (next: () => void): void => {
-    if (gate.open) next();
-    else cancelTimer = armSilence();
-  };
-  const armVerdict = (): void => {
-    cancelTimer = clock.after(askedMs, () => unlessInDoubt(giveUp));
-  };
-  const armSilence = (): CancelTimer =>
-    clock.after(acceptTimeoutMs - askedMs, () => unlessInDoubt(armVerdict));
-  let cancelTimer = armSilence();
   let open = true;
+  let giveUp = (): void => {};
+  let cancelTimer: CancelTimer = () => {};
   const end = (outcome: OfferOutcome): void => {
     if (!open) return;
     open = false;
     cancelTimer();
-    signal.removeEventListener("abort", giveUp);
-    if (!("error" in outcome) || outcome.error.code !== "cancelled" || signal.aborted) {
-      settled(outcome);
-      return;
-    }
-    const message = `no answer within ${acceptTimeoutMs} ms from ${subject}`;
-    settled({ error: new TiergridError("accept_timeout", message) });
+    giveUp();
+    signal.removeEventListener("abort", cancelled);
+    settled(outcome);
   };
-  bus.request(subject, payload, { timeoutMs: leftMs, signal: over }).then(
-    (reply) => end(outcomeOf(reply.payload)),
-    (thrown: unknown) => end({ error: toTiergridError(thrown) }),
-  );
+  /** For what happens within a call of the dispatcher. */
+  const endLater = (error: TiergridError): void => queueMicrotask(() => end({ error }));
+  const cancelled = (): void => endLater(cancelledError());
+  const arm = (waitMs: number, next: () => void): void => {
+    cancelTimer = clock.after(Math.min(waitMs, Math.max(0, deadlineAtMs - clock.nowMs())), next);
+  };
+  const awaitAnswer = (): void => arm(acceptTimeoutMs - askedMs, ask);
+  const ask = (): void => (gate.open ? arm(askedMs, judge) : again());
+  const judge = (): void => (gate.open ? silent() : again());
+  const again = (): void => (clock.nowMs() < deadlineAtMs ? awaitAnswer() : silent());
+  const silent = (): void => {
+    const message = `no answer within ${acceptTimeoutMs} ms from ${subject}`;
+    end({ error: new TiergridError("accept_timeout", message) });
+  };
+  awaitAnswer();
+  if (signal.aborted) cancelled();
+  else {
+    signal.addEventListener("abort", cancelled, { once: true });
+    const asker = {
+      onReply: (reply: BusMessage) => end(outcomeOf(reply.payload)),
+      onError: (error: TiergridError) => end({ error }),
+    };
+    try {
+      giveUp = bus.ask(subject, payload, {}, asker);
+    } catch (thrown) {
+      endLater(toTiergridError(thrown));
+    }
+  }
   return {
     extend() {
       cancelTimer();
-      cancelTimer = armSilence();
+      again();
     },
-    accept(accepted) {
-      end({ accepted });
-      // No answer is waited for.
-      giveUp();
-    },
+    accept: (accepted) => end({ accepted }),
   };
 }
 
@@ -142,6 +146,10 @@ export function publishQuietly(bus: Bus, subject: string | undefined, payload: U
   } catch {
     // Owners, workers and dispatchers all hold timers for messages that do not come.
   }
+}
+
+export function cancelledError(): TiergridError {
+  return new TiergridError("cancelled", "the caller cancelled the request");
 }
 
 /** One frame on the owner's stream, from a dispatcher. */

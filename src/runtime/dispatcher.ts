@@ -7,9 +7,8 @@
  *                 └───next plan───┴───────────────────────┘       finished | closed | lost ┘
  *
  * Invariants
- *   - Every dispatch is answered once: a receipt, or an error frame when nobody waits for receipts.
- *     Of an acceptance its owner hears in the stream; a receipt of it passes here for owners that
- *     do not say so (`acceptNotice`).
+ *   - Every dispatch is answered once: a receipt, or an error frame when nobody waits for receipts;
+ *     an acceptance not at all where its owner hears of it in the stream (`acceptNotice`).
  *   - While no worker has accepted, the owner hears a `queued` heartbeat every 250 ms, and so does
  *     the dispatcher above.
  *   - An entry that no notice or list has named for 12 s is freed as lost, so books close although
@@ -20,21 +19,17 @@ import { type ErrorCode, errorTable, TiergridError, toTiergridError } from "../b
 import type { Random } from "../base/random.ts";
 import { everyInStep } from "../base/tick-clock.ts";
 import { decodeNotices } from "../protocol/notice-frame.ts";
-import {
-  type AcceptedNotice,
-  encodeNotice,
-  type Notice,
-  type RequestNotice,
-} from "../protocol/notices.ts";
+import type { AcceptedNotice, Notice, RequestNotice } from "../protocol/notices.ts";
 import { type ReadDispatch, readDispatch } from "../protocol/request-frame.ts";
 import type { Phase } from "../protocol/requests.ts";
 import { decodeControl, encodeControlReply } from "../protocol/stream-control.ts";
 import type { ControlMessage } from "../protocol/stream-frames.ts";
 import { controlSubject, generateSubject, noticeSubject } from "../protocol/subjects.ts";
 import type { Bus, BusMessage, Subscription } from "./bus.ts";
-import { type Answer, answerTo, cancelledError, errorFrame, refusal } from "./dispatch-answer.ts";
+import { type Answer, answerTo, errorFrame, refusal, sayQueued } from "./dispatch-answer.ts";
 import { DispatchBook } from "./dispatch-book.ts";
 import {
+  cancelledError,
   encodeForward,
   encodeTaken,
   type OfferOutcome,
@@ -169,7 +164,8 @@ export class Dispatcher<State> {
 
   /** Plans and offers until a hop accepts, the policy refuses, or the request is cancelled. */
   #run(entry: DispatchEntry<State>, answer: Answer): void {
-    const stopSaying = this.#sayQueued(entry);
+    const { bus, clock } = this.#options;
+    const stopSaying = every(clock, dispatcherDefaults.queuedBeatMs, () => sayQueued(bus, entry));
     this.#next(entry, (receipt, payload) => {
       stopSaying();
       answer(receipt, payload);
@@ -257,19 +253,6 @@ export class Dispatcher<State> {
   #fault(entry: DispatchEntry<State>, thrown: unknown, answer: Answer): void {
     this.#book.end(entry, "refused");
     answer(refusal(toTiergridError(thrown)));
-  }
-
-  /** Tells the owner and the dispatcher above, until a worker does, that the request is alive. */
-  #sayQueued(entry: DispatchEntry<State>): CancelTimer {
-    const { bus, clock } = this.#options;
-    const { envelope, rid } = entry;
-    return every(clock, dispatcherDefaults.queuedBeatMs, () => {
-      const { attempt } = entry;
-      const next = envelope.first;
-      publishFrame(bus, envelope, { type: "heartbeat", attempt, next, phase: "queued" });
-      const [above] = envelope.notify;
-      publishQuietly(bus, above, encodeNotice({ type: "queued", rid, attempt, position: 0 }));
-    });
   }
 
   #onControl(message: BusMessage): void {

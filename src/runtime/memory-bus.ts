@@ -13,14 +13,7 @@ import {
   checkSubscribeSubject,
   inboxPrefix,
 } from "../protocol/subjects.ts";
-import type {
-  Bus,
-  BusHandler,
-  BusMessage,
-  PublishOptions,
-  RequestOptions,
-  Subscription,
-} from "./bus.ts";
+import type { Asker, AskOptions, Bus, BusHandler, PublishOptions, Subscription } from "./bus.ts";
 import {
   checkMessage,
   checkRoom,
@@ -28,6 +21,7 @@ import {
   type HandlerErrorListener,
   handlerErrorCounter,
   RequestBook,
+  requestOver,
   subscriptionsMax,
 } from "./bus-requests.ts";
 import {
@@ -94,8 +88,13 @@ function connect(network: Network, options: MemoryNetworkOptions, role: BusRole)
       if (queue !== undefined) checkQueue(queue);
       return subscribe(network, connection, { subject, handler, queue: queue !== undefined });
     },
+    ask: (subject, payload, options, asker) =>
+      ask(network, connection, { subject, payload, options }, asker),
     request: (subject, payload, options) =>
-      request(network, connection, { subject, payload, options }),
+      requestOver(
+        (given, asker) => ask(network, connection, { subject, payload, options: given }, asker),
+        options,
+      ),
     onState: (listener) => {
       connection.stateListeners.add(listener);
       return () => connection.stateListeners.delete(listener);
@@ -122,7 +121,7 @@ function connect(network: Network, options: MemoryNetworkOptions, role: BusRole)
   return bus;
 }
 
-interface Outgoing<O extends PublishOptions | RequestOptions | undefined> {
+interface Outgoing<O extends PublishOptions | AskOptions | undefined> {
   readonly subject: string;
   readonly payload: Uint8Array;
   readonly options: O;
@@ -198,14 +197,14 @@ function unsubscribe(network: Network, subscriber: Subscriber): void {
   network.table.remove(subject, subscriber);
 }
 
-function request(
+function ask(
   network: Network,
   from: Connection,
-  outgoing: Outgoing<RequestOptions>,
-): Promise<BusMessage> {
-  const { subject, payload, options } = outgoing;
-  return from.requests.ask(options, (reply) => {
-    const { headers } = options;
+  { subject, payload, options }: Outgoing<AskOptions>,
+  asker: Asker,
+): () => void {
+  const { timeoutMs, headers } = options;
+  const send = (reply: string): void => {
     const asked: PublishOptions = headers
       ? { reply, headers, traffic: "control" }
       : { reply, traffic: "control" };
@@ -213,7 +212,8 @@ function request(
     network.clock.after(0, () =>
       from.requests.fail(reply, "no_responders", `nobody serves ${subject}`),
     );
-  });
+  };
+  return from.requests.ask(timeoutMs, send, asker);
 }
 
 async function flush(network: Network, connection: Connection): Promise<void> {

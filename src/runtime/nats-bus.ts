@@ -13,14 +13,14 @@
 import { type CancelTimer, type Clock, sleep } from "../base/clock.ts";
 import { TiergridError, toTiergridError } from "../base/errors.ts";
 import { type Random, randomHex128 } from "../base/random.ts";
-import { readReplies, replyToken } from "../protocol/reply-bundle.ts";
+import { replyToken } from "../protocol/reply-bundle.ts";
 import {
   type BusRole,
   checkQueue,
   checkSubscribeSubject,
   inboxPrefix,
 } from "../protocol/subjects.ts";
-import type { Bus, BusHandler, BusState, PublishOptions, RequestOptions } from "./bus.ts";
+import type { Asker, AskOptions, Bus, BusHandler, BusState, PublishOptions } from "./bus.ts";
 import {
   callHandler,
   checkMessage,
@@ -30,6 +30,8 @@ import {
   handlerErrorCounter,
   type MutableTotals,
   RequestBook,
+  requestOver,
+  settleReplies,
   subscriptionsMax,
   tellState,
 } from "./bus-requests.ts";
@@ -161,10 +163,9 @@ function busOf(session: Session): Bus {
       if (queue !== undefined) checkQueue(queue);
       return { unsubscribe: subscribe(session, { subject, handler, queue, drop: () => {} }) };
     },
-    request: (subject, payload, options) =>
-      session.requests.ask(options, (reply) =>
-        publish(session, subject, payload, requestOptions(reply, options)),
-      ),
+    ask: (subject, payload, options, asker) => ask(session, subject, payload, { options, asker }),
+    request: (subject, payload, given) =>
+      requestOver((options, asker) => ask(session, subject, payload, { options, asker }), given),
     onState: (listener) => {
       session.stateListeners.add(listener);
       return () => session.stateListeners.delete(listener);
@@ -188,8 +189,18 @@ function publish(
   session.totals.bytesOut += payload.length;
 }
 
-function requestOptions(reply: string, { headers }: RequestOptions): PublishOptions {
-  return headers ? { reply, headers, traffic: "control" } : { reply, traffic: "control" };
+function ask(
+  session: Session,
+  subject: string,
+  payload: Uint8Array,
+  { options, asker }: { readonly options: AskOptions; readonly asker: Asker },
+): () => void {
+  const { timeoutMs, headers } = options;
+  const send = (reply: string): void => {
+    const replied = { reply, traffic: "control" } as const;
+    publish(session, subject, payload, headers ? { ...replied, headers } : replied);
+  };
+  return session.requests.ask(timeoutMs, send, asker);
 }
 
 /** The current connection; throws `disconnected` or `bus_closed`. */
@@ -250,7 +261,7 @@ function attachInbox(session: Session, life: NatsClient): void {
     session.totals.bytesIn += raw.data.length;
     const { subject } = raw;
     if (subject === bundles) {
-      settleBundle(session, replies, raw.data);
+      settleReplies(session, replies, raw.data);
       return;
     }
     session.totals.messagesIn += 1;
@@ -263,19 +274,6 @@ function attachInbox(session: Session, life: NatsClient): void {
       session.requests.fail(subject, "no_responders", "nobody serves the subject");
     } else session.requests.settle(message);
   });
-}
-
-/** Replies that travelled together; what is cut off is counted, and its requests time out. */
-function settleBundle(session: Session, replies: string, bytes: Uint8Array): void {
-  try {
-    readReplies(bytes, (id, payload) => {
-      session.totals.messagesIn += 1;
-      const subject = replies + id;
-      session.requests.settle({ subject, payload, reply: undefined, headers: undefined });
-    });
-  } catch (error) {
-    session.failed(error, replies);
-  }
 }
 
 async function flush(session: Session): Promise<void> {

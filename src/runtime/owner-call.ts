@@ -10,7 +10,7 @@
 import { CancelSwitch } from "../base/cancel.ts";
 import { TiergridError, toTiergridError } from "../base/errors.ts";
 import type { ClosedNotice } from "../protocol/notices.ts";
-import { decodeReceipt } from "../protocol/receipts.ts";
+import { decodeReceipt, refusedError } from "../protocol/receipts.ts";
 import { avoidMax } from "../protocol/request-envelope.ts";
 import { attemptNumber, callsMax, type Receipt } from "../protocol/requests.ts";
 import { decodeControlReply, encodeControl } from "../protocol/stream-control.ts";
@@ -195,9 +195,7 @@ export class Call {
 
   #receipt(receipt: Receipt): void {
     if (receipt.type === "refused") {
-      const { code, message, retryAfterMs } = receipt;
-      const retryAfter = retryAfterMs === undefined ? {} : { retryAfterMs };
-      const error = new TiergridError(code, message, { ...receipt.details, ...retryAfter });
+      const error = refusedError(receipt);
       this.#fail(error, error.retryable);
       return;
     }
@@ -229,9 +227,8 @@ export class Call {
 
   #output(output: EngineOutput, first: number, nowMs: number): void {
     this.#record.output(output.tokenIds.length, nowMs);
-    // Until here the request could still be refused.
+    // Can no longer be refused.
     this.#inFlight?.abort();
-    this.#inFlight = undefined;
     if (this.#request.migration.allowed) {
       for (const token of output.tokenIds) this.#made.push(token);
     }
@@ -378,7 +375,7 @@ export class Call {
   }
 
   #finishError(error: TiergridError): void {
-    const outcome = error.code === "cancelled" ? "cancelled" : "error";
+    const outcome = error.code === "cancelled" ? error.code : "error";
     this.#finish(outcome, () => this.#request.sink.onError(error));
   }
 

@@ -37,7 +37,7 @@ import {
 } from "../runtime/stream-sender.ts";
 import type { Engine, EngineStep, StepEnd } from "./engine.ts";
 import { type FetchedPrompt, fetchPrompt } from "./prompt-fetch.ts";
-import { notifyActive, offerBack } from "./worker-notices.ts";
+import { acceptedNotice, notifyActive, offerBack } from "./worker-notices.ts";
 import { checkDispatch, type EnginePlace, engineRequestOf, rankOf } from "./worker-requests.ts";
 
 export interface WorkerJobsOptions {
@@ -129,8 +129,8 @@ export class WorkerJobs {
   }
 
   /**
-   * Starts a request; undefined when this very attempt is known already, or nobody waits for a receipt.
-   * Throws `duplicate_request` when a newer attempt is known, and whatever makes the engine refuse it.
+   * Starts a request; undefined when this attempt is known already, or nobody waits for a receipt. Throws
+   * `duplicate_request` when a newer attempt is known, and whatever makes the engine refuse it.
    */
   accept(dispatch: Dispatch): Receipt | undefined {
     const { engine, inst, epoch } = this.#options;
@@ -153,7 +153,8 @@ export class WorkerJobs {
     // Ends in the engine, or in the job's end.
     if (prompt.type === "hashes") void this.#fetchPrompt(job, dispatch, place);
     if (envelope.acceptNotice) {
-      this.#tellAccepted(job);
+      const notice = acceptedNotice(this.#options, envelope);
+      this.#notices.tellLater(envelope.notify, notice, acceptedWithinMs);
       return undefined;
     }
     return {
@@ -291,18 +292,6 @@ export class WorkerJobs {
     // Only the nearest dispatcher books output blocks.
     const nearest = envelope.notify.slice(0, 1);
     this.#notices.tell(nearest, { type: "progress", rid, attempt, output_tokens });
-  }
-
-  #tellAccepted({ envelope, receivedMs }: Job): void {
-    const { clock, inst } = this.#options;
-    const { rid, attempt, notify } = envelope;
-    const notice = {
-      ...({ type: "accepted", rid, attempt, inst } as const),
-      get waited_ms() {
-        return clock.nowMs() - receivedMs;
-      },
-    };
-    this.#notices.tellLater(notify, notice, acceptedWithinMs);
   }
 
   #firstOutput({ envelope, receivedMs, cachedTokens }: Job, nowMs: number): void {

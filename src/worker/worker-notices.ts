@@ -2,8 +2,9 @@
  * What a worker tells the dispatchers above it, nearest first. None of these messages may be
  * relied on: `active` lists and the dispatchers' own timers repair what a lost one breaks.
  */
+import type { Clock } from "../base/clock.ts";
 import type { TiergridError } from "../base/errors.ts";
-import { encodeNotice } from "../protocol/notices.ts";
+import { type AcceptedNotice, encodeNotice } from "../protocol/notices.ts";
 import type { Envelope } from "../protocol/requests.ts";
 import type { Bus } from "../runtime/bus.ts";
 import { publishQuietly, reportFailed } from "../runtime/dispatch-offer.ts";
@@ -17,6 +18,20 @@ export const noticeTiming = {
 
 /** Requests of one `active` notice; more travel in further notices. */
 export const activeRequestsMax = 4_096;
+
+/** Tells how long it waited when it is sent, not when it is made. */
+export function acceptedNotice(
+  { clock, inst }: { readonly clock: Clock; readonly inst: string },
+  { rid, attempt }: Envelope,
+): AcceptedNotice {
+  const acceptedMs = clock.nowMs();
+  return {
+    ...{ type: "accepted", rid, attempt, inst },
+    get waited_ms() {
+      return clock.nowMs() - acceptedMs;
+    },
+  };
+}
 
 /**
  * Offers an attempt that died before its first output back to its dispatchers, one after the other;

@@ -1,9 +1,12 @@
 import { expect, it } from "vitest";
 import { ManualClock } from "../../src/base/clock.ts";
+import type { TiergridError } from "../../src/base/errors.ts";
 import { mulberry32 } from "../../src/base/random.ts";
+import type { Asker, AskOptions, BusMessage } from "../../src/runtime/bus.ts";
 import {
   checkMessage,
   RequestBook,
+  requestOver,
   requestsInFlightMax,
   subscriptionsMax,
 } from "../../src/runtime/bus-requests.ts";
@@ -13,14 +16,20 @@ import { codeOf, rejection } from "./bus-conformance.ts";
 
 const none = new Uint8Array(0);
 
+const overBook =
+  (book: RequestBook, send: (reply: string) => void = () => {}) =>
+  ({ timeoutMs }: AskOptions, asker: Asker): (() => void) =>
+    book.ask(timeoutMs, send, asker);
+
 it("takes requests up to the maximum in flight and refuses one more", async () => {
   const clock = new ManualClock();
   const book = new RequestBook(clock, "_R.ob.x.rq");
   const asked = Array.from({ length: requestsInFlightMax }, () =>
-    rejection(book.ask({ timeoutMs: 1000 }, () => {})),
+    rejection(requestOver(overBook(book), { timeoutMs: 1000 })),
   );
   expect(book.size).toBe(requestsInFlightMax);
-  expect(await rejection(book.ask({ timeoutMs: 1000 }, () => {}))).toBe("bus_overloaded");
+  const more = requestOver(overBook(book), { timeoutMs: 1000 });
+  expect(await rejection(more)).toBe("bus_overloaded");
   book.failAll("disconnected", "gone");
   expect(new Set(await Promise.all(asked))).toEqual(new Set(["disconnected"]));
   expect(book.size).toBe(0);
@@ -32,9 +41,11 @@ it("ends a request once: a late reply and a late abort do nothing", async () => 
   const book = new RequestBook(clock, "_R.ob.x.rq");
   const abort = new AbortController();
   let subject = "";
-  const asked = book.ask({ timeoutMs: 1000, signal: abort.signal }, (reply) => {
+  const send = (reply: string): void => {
     subject = reply;
-  });
+  };
+  const options = { timeoutMs: 1000, signal: abort.signal };
+  const asked = requestOver(overBook(book, send), options);
   const reply = { subject, payload: none, reply: undefined, headers: undefined };
   book.settle(reply);
   book.settle(reply);
@@ -44,12 +55,33 @@ it("ends a request once: a late reply and a late abort do nothing", async () => 
   expect(clock.pending()).toBe(0);
 });
 
+it("tells an asker nothing who gave the request up, and waits as long as he wants", () => {
+  const clock = new ManualClock();
+  const book = new RequestBook(clock, "_R.ob.x.rq");
+  const heard: unknown[] = [];
+  const asker = {
+    onReply: (reply: BusMessage) => heard.push(reply),
+    onError: (error: TiergridError) => heard.push(error.code),
+  };
+  const giveUp = book.ask(undefined, () => {}, asker);
+  clock.advanceTo(1e9);
+  expect([book.size, clock.pending(), heard]).toEqual([1, 0, []]);
+  giveUp();
+  giveUp();
+  book.failAll("disconnected", "gone");
+  expect([book.size, heard]).toEqual([0, []]);
+  book.ask(undefined, () => {}, asker);
+  book.failAll("disconnected", "gone");
+  expect([book.size, heard]).toEqual([0, ["disconnected"]]);
+});
+
 it("leaves nothing behind when sending throws", async () => {
   const clock = new ManualClock();
   const book = new RequestBook(clock, "_R.ob.x.rq");
-  const failing = book.ask({ timeoutMs: 1000 }, () => {
+  const send = (): never => {
     throw new Error("refused");
-  });
+  };
+  const failing = requestOver(overBook(book, send), { timeoutMs: 1000 });
   await expect(failing).rejects.toThrow("refused");
   expect([book.size, clock.pending()]).toEqual([0, 0]);
 });

@@ -16,6 +16,7 @@
  */
 import type { Random } from "../base/random.ts";
 import { grownFloat64, grownInt32 } from "./column.ts";
+import { KeyedSlots } from "./keyed-slots.ts";
 import { type Hold, LiveBlocks } from "./live-blocks.ts";
 
 export interface LoadLimits {
@@ -95,7 +96,7 @@ export class WorkerLoad {
 
   readonly #limits: LoadLimits;
   readonly #blocks: LiveBlocks;
-  readonly #requests = new Map<string, BookedRequest>();
+  readonly #requests = new KeyedSlots<BookedRequest>();
   readonly #oldest: (BookedRequest | undefined)[] = [];
   readonly #youngest: (BookedRequest | undefined)[] = [];
   #known = new Int32Array(holdersAtStart);

@@ -9,6 +9,7 @@
  */
 import { CancelSwitch } from "../base/cancel.ts";
 import { TiergridError } from "../base/errors.ts";
+import { KeyedSlots } from "../core/keyed-slots.ts";
 import type { ReadDispatch } from "../protocol/request-frame.ts";
 import { attemptNumber, attemptPartMax, attemptParts, islTokensOf } from "../protocol/requests.ts";
 import type {
@@ -28,7 +29,7 @@ export const bookLimits = {
 } as const;
 
 export class DispatchBook<State> {
-  readonly entries: Map<string, DispatchEntry<State>> = new Map();
+  readonly entries: KeyedSlots<DispatchEntry<State>> = new KeyedSlots();
   readonly totals: DispatcherTotals = {
     received: 0,
     accepted: 0,

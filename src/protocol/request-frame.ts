@@ -2,26 +2,26 @@
  * A `Dispatch` as a frame of version 2, which our own processes send; messages in other forms are read
  * by `request-json.ts`. Little endian:
  *
- *   header 68 bytes | decisions | names | routed | rest | words
+ *   header 64 bytes | decisions | lines | rest | words
  *
  *    0 magic u16 "TG"   2 version u8 (2)      3 kind u8 (1 tokens, 2 hashes)   4 islTokens u32
  *    8 attempt u32     12 first u32          16 deadlineMs f64                24 streamKey u32
- *   28 routedBytes u32 32 count u32          36 blockSize u16 (0 of tokens)   38 flags u16
- *   40 namesBytes u32  44 restBytes u32      48 decisionsBytes u16
- *   50 phase u8 (0 aggregated, 1 prefill, 2 decode)                           52 rid, 16 bytes
+ *   28 linesBytes u32  32 count u32          36 blockSize u16 (0 of tokens)   38 flags u16
+ *   40 restBytes u32   44 decisionsBytes u16
+ *   46 phase u8 (0 aggregated, 1 prefill, 2 decode)                           48 rid, 16 bytes
  *
  *   flags       1 the stream is read in bundles, 2 it is acknowledged, 4 progress, 8 acceptNotice
  *   decisions   items of a JSON array, the first router's first
- *   names       lines: notify …, stream subject, promptFrom or nothing, avoid as JSON or nothing
- *   routed      JSON: the body's fields that routers act on (`RoutedBody`)
- *   rest        JSON: its other fields
+ *   lines       notify …, stream subject, promptFrom or nothing, avoid as JSON or nothing, routed:
+ *               the body's fields that routers act on (`RoutedBody`), as JSON
+ *   rest        the body's other fields, as JSON
  *   words       count x u32 tokens, or x (lo u32, hi u32) hashes
  *
  * A router reads neither decisions nor rest. Its own decision and notice subject go where the one
  * part ends and the other begins, and it copies what lies around them:
  *
- *   came   header  d1               n1 \n subject … | routed | rest | words
- *   sent   header' d1 , d2 spaces   n2 \n n1 \n subject … | routed | rest | words
+ *   came   header  d1               n1 \n subject \n … | rest | words
+ *   sent   header' d1 , d2 spaces   n2 \n n1 \n subject \n … | rest | words
  *
  * Invariants: the length matches exactly; unknown flags pass and are ignored; what we write has its
  * words at a multiple of 4, to which spaces behind a decision and behind the JSON bring them.
@@ -61,10 +61,10 @@ import {
 
 const { magic, kindTokens, kindHashes } = frameLayout;
 const version = 2;
-const headerBytes = 68;
+const headerBytes = 64;
 const flagBits = { bundle: 1, acks: 2, progress: 4, acceptNotice: 8 } as const;
 const phases: readonly Phase[] = ["aggregated", "prefill", "decode"];
-const ridAt = 52;
+const ridAt = 48;
 const decisionsBytesMax = 0xffff;
 const routedFields: ReadonlySet<string> = new Set<keyof RoutedBody>([
   "request_id",
@@ -76,29 +76,28 @@ const routedFields: ReadonlySet<string> = new Set<keyof RoutedBody>([
   "dp_rank",
   "mm_routing_info",
 ]);
-/** Lines of the names behind those of `notify`. */
-const namesAfterNotify = 3;
+/** Lines behind those of `notify`. */
+const linesAfterNotify = 4;
+const newline = 0x0a;
 
 /** The frame; nothing of `dispatch` is kept. */
 export function encodeDispatch({ envelope, body, prompt }: Dispatch): Uint8Array {
   const decisions = itemsText(envelope.decisions);
-  const names = namesText(envelope);
   const { routed, rest } = bodyTexts(body);
+  const lines = linesText(envelope, routed);
   const decisionsBytes = checkDecisionsBytes(Buffer.byteLength(decisions));
-  const namesBytes = Buffer.byteLength(names);
-  const routedBytes = Buffer.byteLength(routed);
-  const restAt = headerBytes + decisionsBytes + namesBytes + routedBytes;
+  const linesBytes = Buffer.byteLength(lines);
+  const restAt = headerBytes + decisionsBytes + linesBytes;
   const restEnd = restAt + Buffer.byteLength(rest);
   const wordsAt = padded(restEnd);
   const words = prompt.type === "tokens" ? prompt.tokens : prompt.localHashes;
   const bytes = Buffer.allocUnsafe(wordsAt + 4 * words.length);
   writeFixed(bytes, envelope);
   writePrompt(bytes, prompt);
-  bytes.writeUInt32LE(routedBytes, 28);
-  bytes.writeUInt32LE(namesBytes, 40);
-  bytes.writeUInt32LE(wordsAt - restAt, 44);
-  bytes.writeUInt16LE(decisionsBytes, 48);
-  bytes.write(decisions + names + routed + rest + spaces(wordsAt - restEnd), headerBytes);
+  bytes.writeUInt32LE(linesBytes, 28);
+  bytes.writeUInt32LE(wordsAt - restAt, 40);
+  bytes.writeUInt16LE(decisionsBytes, 44);
+  bytes.write(decisions + lines + rest + spaces(wordsAt - restEnd), headerBytes);
   bytes.set(new Uint8Array(words.buffer, words.byteOffset, 4 * words.length), wordsAt);
   return bytes;
 }
@@ -125,9 +124,11 @@ function writeFixed(bytes: Buffer, envelope: RoutedEnvelope): void {
   bytes.writeDoubleLE(envelope.deadlineMs, 16);
   bytes.writeUInt32LE(envelope.stream.key, 24);
   bytes.writeUInt16LE(flagsOf(envelope), 38);
-  bytes[50] = phases.indexOf(envelope.phase);
-  bytes[51] = 0;
-  bytes.write(envelope.rid, ridAt, "hex");
+  bytes[46] = phases.indexOf(envelope.phase);
+  bytes[47] = 0;
+  const ridBytes = bytes.write(envelope.rid, ridAt, "hex");
+  if (ridBytes !== headerBytes - ridAt)
+    fail(`one with a rid of 32 hex digits, got ${envelope.rid}`);
 }
 
 function writePrompt(bytes: Buffer, prompt: Prompt): void {
@@ -138,9 +139,10 @@ function writePrompt(bytes: Buffer, prompt: Prompt): void {
   bytes.writeUInt16LE(isTokens ? 0 : prompt.blockSize, 36);
 }
 
-function namesText({ notify, stream, promptFrom = "", avoid }: RoutedEnvelope): string {
+function linesText(envelope: RoutedEnvelope, routed: string): string {
+  const { notify, stream, promptFrom = "", avoid } = envelope;
   const avoidText = avoid.length === 0 ? "" : JSON.stringify(avoid);
-  return [...notify, stream.subject, promptFrom, avoidText].join("\n");
+  return [...notify, stream.subject, promptFrom, avoidText, routed].join("\n");
 }
 
 function flagsOf({ stream, progress, acceptNotice }: RoutedEnvelope): number {
@@ -160,17 +162,16 @@ function flagsOf({ stream, progress, acceptNotice }: RoutedEnvelope): number {
 export function decodeDispatch(message: DispatchMessage, random: Random): Dispatch {
   if (!isOurs(message.payload)) return decodeJsonDispatch(message, random);
   const { dispatch, frame } = readFrame(message.payload);
-  const { envelope, body: routed, prompt } = dispatch;
-  // Into the object just parsed: a spread of both takes three times as long.
-  const body = Object.assign(readJson(frame.bytes, frame.restAt, frame.wordsAt), routed);
-  return { envelope: { ...envelope, decisions: decisionsIn(frame) }, body, prompt };
+  const rest = textOf(frame.bytes.subarray(frame.restAt, frame.wordsAt));
+  // Into objects just made: spreads of objects this large take several times as long.
+  const envelope = Object.assign(dispatch.envelope, { decisions: decisionsIn(frame) });
+  return { envelope, body: Object.assign(bodyOf(rest), dispatch.body), prompt: dispatch.prompt };
 }
 
 /** A frame of ours, and where its parts begin; a view of the payload. */
 export interface PassedFrame {
   readonly bytes: Buffer;
-  readonly namesAt: number;
-  readonly routedAt: number;
+  readonly linesAt: number;
   readonly restAt: number;
   readonly wordsAt: number;
 }
@@ -190,13 +191,15 @@ export function readDispatch(message: DispatchMessage, random: Random): ReadDisp
 /** True for what is not for `decodeJsonDispatch`; throws for a frame of an unknown version. */
 function isOurs(payload: Uint8Array): boolean {
   if (!isFrame(payload) || payload[2] === frameLayout.version) return false;
-  if (payload[2] !== version)
-    fail(`frame version ${frameLayout.version} or ${version}, got ${payload[2]}`);
+  const versions = `${frameLayout.version} or ${version}`;
+  if (payload[2] !== version) fail(`frame version ${versions}, got ${payload[2]}`);
   return true;
 }
 
 function readFrame(payload: Uint8Array): ReadDispatch {
-  const bytes = Buffer.from(payload.buffer, payload.byteOffset, payload.byteLength);
+  const bytes = Buffer.isBuffer(payload)
+    ? payload
+    : Buffer.from(payload.buffer, payload.byteOffset, payload.byteLength);
   if (bytes.length < headerBytes)
     fail(`a frame header of ${headerBytes} bytes, got ${bytes.length}`);
   const kind = bytes[3];
@@ -204,10 +207,9 @@ function readFrame(payload: Uint8Array): ReadDispatch {
     return fail(`frame kind ${kindTokens} (tokens) or ${kindHashes} (hashes), got ${kind}`);
   }
   const count = bytes.readUInt32LE(32);
-  const namesAt = headerBytes + bytes.readUInt16LE(48);
-  const routedAt = namesAt + bytes.readUInt32LE(40);
-  const restAt = routedAt + bytes.readUInt32LE(28);
-  const wordsAt = restAt + bytes.readUInt32LE(44);
+  const linesAt = headerBytes + bytes.readUInt16LE(44);
+  const restAt = linesAt + bytes.readUInt32LE(28);
+  const wordsAt = restAt + bytes.readUInt32LE(40);
   const each = 4 * wordsEach(kind);
   if (bytes.length !== wordsAt + each * count) {
     const what = kind === kindTokens ? "tokens" : "hashes";
@@ -216,23 +218,27 @@ function readFrame(payload: Uint8Array): ReadDispatch {
   const islTokens = bytes.readUInt32LE(4);
   const blockSize = bytes.readUInt16LE(36);
   const prompt = promptOf({ kind, islTokens, blockSize, words: wordsOf(bytes, wordsAt) });
-  const frame = { bytes, namesAt, routedAt, restAt, wordsAt };
-  const envelope = envelopeOf(frame);
+  const lines = textOf(bytes.subarray(linesAt, restAt)).split("\n");
+  if (lines.length < linesAfterNotify) {
+    fail(`a frame with ${linesAfterNotify} lines or more, got ${lines.length}`);
+  }
+  const body = bodyOf(lines.pop() ?? "");
+  const envelope = envelopeOf(bytes, lines);
   checkSource(prompt, envelope);
-  return { dispatch: { envelope, body: readJson(bytes, routedAt, restAt), prompt }, frame };
+  return { dispatch: { envelope, body, prompt }, frame: { bytes, linesAt, restAt, wordsAt } };
 }
 
-function envelopeOf({ bytes, namesAt, routedAt }: PassedFrame): RoutedEnvelope {
+/** `lines` without the last. */
+function envelopeOf(bytes: Buffer, lines: string[]): RoutedEnvelope {
   const flags = bytes.readUInt16LE(38);
-  const names = textOf(bytes.subarray(namesAt, routedAt)).split("\n");
-  const notifyCount = names.length - namesAfterNotify;
-  if (notifyCount < 0) fail(`at least ${namesAfterNotify} lines of names, got ${names.length}`);
-  const [subject, promptFrom, avoid] = names.splice(notifyCount);
+  const avoid = lines.pop();
+  const promptFrom = lines.pop();
+  const subject = lines.pop();
   return {
     rid: bytes.toString("hex", ridAt, headerBytes),
     attempt: attemptOf(bytes.readUInt32LE(8)),
     first: bytes.readUInt32LE(12),
-    phase: phaseOf(phases[bytes.readUInt8(50)] ?? bytes.readUInt8(50)),
+    phase: phaseOf(phases[bytes.readUInt8(46)] ?? bytes.readUInt8(46)),
     deadlineMs: deadlineOf(bytes.readDoubleLE(16)),
     stream: {
       subject: inboxOf("stream.subject", subject),
@@ -241,7 +247,7 @@ function envelopeOf({ bytes, namesAt, routedAt }: PassedFrame): RoutedEnvelope {
       acks: (flags & flagBits.acks) !== 0,
     },
     promptFrom: promptFrom ? inboxOf("prompt_from", promptFrom) : undefined,
-    notify: notifyOf(names),
+    notify: lines.length === 0 ? noNames : notifyOf(lines),
     progress: (flags & flagBits.progress) !== 0,
     acceptNotice: (flags & flagBits.acceptNotice) !== 0,
     avoid: avoid ? avoidOf(jsonOf(avoid)) : noNames,
@@ -260,17 +266,17 @@ function jsonOf(text: string): unknown {
 }
 
 /** One of the two JSON objects that the body is. */
-function readJson(bytes: Buffer, from: number, to: number): RequestBody {
-  const body = parseJson(textOf(bytes.subarray(from, to)));
+function bodyOf(text: string): RequestBody {
+  const body = parseJson(text);
   if (body["token_ids"] !== undefined) fail("packed tokens or token_ids, got both");
   if (body["tiergrid"] !== undefined) fail("a frame with one envelope, got another as tiergrid");
   checkRequestBody(body);
   return body;
 }
 
-function decisionsIn({ bytes, namesAt }: PassedFrame): readonly HopDecision[] {
-  if (namesAt === headerBytes) return [];
-  return decisionsOf(jsonOf(`[${textOf(bytes.subarray(headerBytes, namesAt))}]`));
+function decisionsIn({ bytes, linesAt }: PassedFrame): readonly HopDecision[] {
+  if (linesAt === headerBytes) return [];
+  return decisionsOf(jsonOf(`[${textOf(bytes.subarray(headerBytes, linesAt))}]`));
 }
 
 /** What a hop changes in a frame that it passes on. */
@@ -289,34 +295,34 @@ export interface PassedOn {
 
 /** The frame for the next hop. */
 export function passFrame(frame: PassedFrame, hop: PassedOn): Uint8Array {
-  const { bytes, namesAt, routedAt, restAt } = frame;
-  const decision = `${namesAt === headerBytes ? "" : ","}${JSON.stringify(hop.decision)}`;
+  const { bytes, linesAt, restAt } = frame;
+  const decision = `${linesAt === headerBytes ? "" : ","}${JSON.stringify(hop.decision)}`;
   const notice = `${hop.noticeSubject}\n`;
   const decisionBytes = Buffer.byteLength(decision);
   const ownBytes = padded(decisionBytes + notice.length);
   const own = decision + spaces(ownBytes - decisionBytes - notice.length) + notice;
   const routed = hop.body && JSON.stringify(hop.body);
+  const routedAt = routed === undefined ? restAt : bytes.lastIndexOf(newline, restAt - 1) + 1;
   const grownBytes =
     routed === undefined ? 0 : padded(Buffer.byteLength(routed) - (restAt - routedAt));
   const passed = Buffer.allocUnsafe(bytes.length + ownBytes + grownBytes);
-  bytes.copy(passed, 0, 0, namesAt);
-  passed.write(own, namesAt);
-  if (routed === undefined) bytes.copy(passed, namesAt + ownBytes, namesAt);
+  bytes.copy(passed, 0, 0, linesAt);
+  passed.write(own, linesAt);
+  if (routed === undefined) bytes.copy(passed, linesAt + ownBytes, linesAt);
   else {
-    bytes.copy(passed, namesAt + ownBytes, namesAt, routedAt);
+    bytes.copy(passed, linesAt + ownBytes, linesAt, routedAt);
     passed.fill(space, routedAt + ownBytes, restAt + ownBytes + grownBytes);
     passed.write(routed, routedAt + ownBytes);
     bytes.copy(passed, restAt + ownBytes + grownBytes, restAt);
   }
   passed.writeUInt32LE(hop.attempt, 8);
   passed.writeDoubleLE(hop.deadlineMs, 16);
-  passed.writeUInt32LE(restAt - routedAt + grownBytes, 28);
+  passed.writeUInt32LE(restAt - linesAt + notice.length + grownBytes, 28);
   const flags = bytes.readUInt16LE(38) & ~flagBits.progress;
   passed.writeUInt16LE(flags | (hop.progress ? flagBits.progress : 0), 38);
-  passed.writeUInt32LE(routedAt - namesAt + notice.length, 40);
-  const decisionsBytes = namesAt - headerBytes + ownBytes - notice.length;
-  passed.writeUInt16LE(checkDecisionsBytes(decisionsBytes), 48);
-  passed[50] = phases.indexOf(hop.phase);
+  const decisionsBytes = linesAt - headerBytes + ownBytes - notice.length;
+  passed.writeUInt16LE(checkDecisionsBytes(decisionsBytes), 44);
+  passed[46] = phases.indexOf(hop.phase);
   return passed;
 }
 

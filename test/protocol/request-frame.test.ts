@@ -296,7 +296,7 @@ it("names the field of a frame that has a wrong value", () => {
   const frame = (change: Partial<Dispatch["envelope"]>, body = {}): Uint8Array =>
     encodeDispatch({ envelope: { ...envelope, ...change }, body, prompt });
   const phaseless = frame({});
-  phaseless[50] = 3;
+  phaseless[46] = 3;
   const faults: [Uint8Array, string][] = [
     [phaseless, "tiergrid.phase must be prefill, decode or aggregated, got 3"],
     [frame({ attempt: 5 }), "tiergrid.attempt must be >= 1048576, got 5"],
@@ -392,7 +392,7 @@ it("leaves what routers do not act on unread, and decisions to who ends the way"
 it("adds decisions up to their bytes, and refuses one more", () => {
   const [dispatch] = fc.sample(anyDispatch, { seed: 6, numRuns: 1 });
   const { frame } = readDispatch({ payload: encodeDispatch(dispatch!), reply }, mulberry32(1));
-  const free = 0xffff - (frame.namesAt - 68);
+  const free = 0xffff - (frame.linesAt - 64);
   // Around the pool stand a comma and 60 characters; the notice's line is 9, the padding up to 3.
   const pool = (bytes: number): PassedOn => ({
     ...passedOn,

@@ -23,6 +23,7 @@ import {
   openPeriod,
 } from "./busy-period.ts";
 import { grownFloat64, grownInt32 } from "./column.ts";
+import { KeyedSlots } from "./keyed-slots.ts";
 import { type ShapeLatency, WorkerLatency } from "./latency-model.ts";
 import { type LatencyDispatch, type LatencyRequest, newRequest } from "./latency-request.ts";
 import { emptyHold, LiveBlocks } from "./live-blocks.ts";
@@ -76,7 +77,7 @@ export class LatencyBook {
   readonly #isPlanned: boolean;
   readonly #load: LatencyBookOptions["load"];
   readonly #pendingBlocks: LiveBlocks;
-  readonly #requests = new Map<string, LatencyRequest>();
+  readonly #requests = new KeyedSlots<LatencyRequest>();
   readonly #models: (WorkerLatency | undefined)[] = [];
   readonly #periods: (BusyPeriod | undefined)[] = [];
   readonly #queues: (PrefillQueue | undefined)[] = [];
@@ -119,8 +120,8 @@ export class LatencyBook {
 
   /** Forgets the holder and its requests. */
   removeHolder(slot: number): void {
-    for (const [key, request] of this.#requests) {
-      if (request.slot === slot) this.finished(key, 0);
+    for (const request of this.#requests.values()) {
+      if (request.slot === slot) this.finished(request.key, 0);
     }
     if (this.#models[slot]) this.holderCount--;
     this.#models[slot]?.leave();

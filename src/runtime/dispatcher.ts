@@ -18,7 +18,6 @@ import { type CancelTimer, type Clock, every, sleep } from "../base/clock.ts";
 import { type ErrorCode, errorTable, TiergridError, toTiergridError } from "../base/errors.ts";
 import type { Random } from "../base/random.ts";
 import { everyInStep } from "../base/tick-clock.ts";
-import type { KeyedSlots } from "../core/keyed-slots.ts";
 import { decodeNotices } from "../protocol/notice-frame.ts";
 import type { AcceptedNotice, Notice, RequestNotice } from "../protocol/notices.ts";
 import { type ReadDispatch, readDispatch } from "../protocol/request-frame.ts";
@@ -97,7 +96,7 @@ export class Dispatcher<State> {
     );
   }
 
-  get entries(): Pick<KeyedSlots<DispatchEntry<State>>, "get" | "size" | "values"> {
+  get entries(): Pick<DispatchBook<State>["entries"], "get" | "size" | "values"> {
     return this.#book.entries;
   }
 

@@ -50,6 +50,10 @@ export class KeyedSlots<Value> {
     return true;
   }
 
+  keys(): Iterable<string> {
+    return this.#places.keys();
+  }
+
   *values(): Generator<Value, void, undefined> {
     for (const place of this.#places.values()) yield this.#values[place]!;
   }

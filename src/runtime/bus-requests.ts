@@ -5,6 +5,7 @@
  */
 import type { CancelTimer, Clock } from "../base/clock.ts";
 import { type ErrorCode, TiergridError } from "../base/errors.ts";
+import { KeyedSlots } from "../core/keyed-slots.ts";
 import { readReplies } from "../protocol/reply-bundle.ts";
 import { checkPublishSubject } from "../protocol/subjects.ts";
 import type {
@@ -146,7 +147,7 @@ interface OpenRequest {
 }
 
 export class RequestBook {
-  readonly #open = new Map<string, OpenRequest>();
+  readonly #open = new KeyedSlots<OpenRequest>();
   readonly #clock: Clock;
   readonly #prefix: string;
   #next = 0;

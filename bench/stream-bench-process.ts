@@ -4,7 +4,7 @@
  *   plain-worker, plain-router <next>, plain-client   the baseline: `baselines/relay.ts`
  *   relay-worker, relay-router <next>                 the same on our bus; `client` asks
  *   worker                  ours: stream sender, bundles or JSON as the request asks
- *   router <next>           ours: passes the request on, answers with the receipt, sees no token
+ *   router <next>           ours: passes the request on, and a receipt back where one comes; sees no token
  *   dispatcher <next>       the routers' dispatcher with a policy that knows one next hop
  *   client                  asks and counts: `stream-bench-client.ts`
  *   sink                    readers of server-sent events: `stream-bench-sse.ts`
@@ -20,12 +20,13 @@ import { isFrame } from "../src/protocol/frame-layout.ts";
 import { encodeReceipt } from "../src/protocol/receipts.ts";
 import { decodeDispatch, passFrame, readDispatch } from "../src/protocol/request-frame.ts";
 import { encodeDispatchJson } from "../src/protocol/request-json.ts";
+import type { Envelope } from "../src/protocol/requests.ts";
 import { decodeControl, encodeControlReply } from "../src/protocol/stream-control.ts";
 import { controlSubject, noticeSubject } from "../src/protocol/subjects.ts";
 import type { Bus, BusMessage } from "../src/runtime/bus.ts";
 import { Dispatcher } from "../src/runtime/dispatcher.ts";
 import { connectNatsBus } from "../src/runtime/nats-bus.ts";
-import { NoticeOutbox } from "../src/runtime/notice-outbox.ts";
+import { acceptedWithinMs, NoticeOutbox } from "../src/runtime/notice-outbox.ts";
 import { letHeapGrow } from "../src/runtime/process.ts";
 import { createStreamSender, type SenderStream } from "../src/runtime/stream-sender.ts";
 import { busWire, plainWire, type RelayWire, relayRouter, relayWorker } from "./baselines/relay.ts";
@@ -55,7 +56,8 @@ function worker(bus: Bus, inst: string): void {
   });
   const notices = new NoticeOutbox(realClock, (subject, payload) => bus.publish(subject, payload));
   const make = ({ stream, total }: Running): void => {
-    const { rid, attempt, notify } = stream.envelope;
+    const { rid, attempt } = stream.envelope;
+    const notify = toldBy(stream.envelope);
     if (stream.made === 0) {
       notices.tell(notify, { type: "first_output", rid, attempt, ttft_ms: 1 });
     }
@@ -87,9 +89,12 @@ function worker(bus: Bus, inst: string): void {
   bus.subscribe(subjectOf(inst), ({ payload, reply }) => {
     const { envelope, body } = decodeDispatch({ payload, reply }, osRandom);
     const place = { workerId: inst, dpRank: 0 };
-    const { attempt, decisions } = envelope;
+    const { rid, attempt, decisions } = envelope;
     const receipt = { attempt, inst, epoch: "1", control: controlSubject("w", inst), ...place };
-    if (reply !== undefined && reply !== envelope.stream.subject) {
+    if (envelope.acceptNotice) {
+      const accepted = { type: "accepted", rid, attempt, inst, waited_ms: 0 } as const;
+      notices.tellLater(toldBy(envelope), accepted, acceptedWithinMs);
+    } else if (reply !== undefined && reply !== envelope.stream.subject) {
       bus.publish(reply, encodeReceipt({ type: "accepted", ...receipt, decisions }));
     }
     const total = body.stop_conditions?.max_tokens ?? 0;
@@ -111,6 +116,11 @@ function worker(bus: Bus, inst: string): void {
     if (reply !== undefined) bus.publish(reply, encodeControlReply(answer));
     wake();
   });
+}
+
+/** Dispatchers hear notices; bare routers keep no books. */
+function toldBy({ notify }: Envelope): readonly string[] {
+  return notify.filter((subject) => subject.includes("dispatcher"));
 }
 
 const decision = { tier: "global", decision_id: "d", role: "aggregated" } as const;
@@ -139,17 +149,24 @@ function dispatcher(bus: Bus, inst: string, next: string): void {
 /** Forwards in the form that came, the body as it stands: frames as frames, JSON as JSON. */
 function router(bus: Bus, inst: string, next: string): void {
   bus.subscribe(subjectOf(inst), async (message: BusMessage) => {
-    const bytes = isFrame(message.payload) ? passed(message, inst) : passedJson(message);
-    const receipt = await bus.request(subjectOf(next), bytes, { timeoutMs: 10_000 });
-    if (message.reply !== undefined) bus.publish(message.reply, receipt.payload);
+    if (!isFrame(message.payload)) {
+      await passWithReceipt(bus, message, next, passedJson(message));
+      return;
+    }
+    const { dispatch, frame } = readDispatch(message, osRandom);
+    const { attempt, phase, deadlineMs, acceptNotice } = dispatch.envelope;
+    const own = { progress: false, decision, noticeSubject: noticeSubject(inst), body: undefined };
+    const bytes = passFrame(frame, { attempt, phase, deadlineMs, ...own });
+    const { reply } = message;
+    // Without books, a refusal goes straight to who asked.
+    if (!acceptNotice) await passWithReceipt(bus, message, next, bytes);
+    else bus.publish(subjectOf(next), bytes, reply === undefined ? {} : { reply });
   });
 }
 
-function passed(message: BusMessage, inst: string): Uint8Array {
-  const { dispatch, frame } = readDispatch(message, osRandom);
-  const { attempt, phase, deadlineMs } = dispatch.envelope;
-  const own = { progress: false, decision, noticeSubject: noticeSubject(inst), body: undefined };
-  return passFrame(frame, { attempt, phase, deadlineMs, ...own });
+async function passWithReceipt(bus: Bus, message: BusMessage, next: string, bytes: Uint8Array) {
+  const receipt = await bus.request(subjectOf(next), bytes, { timeoutMs: 10_000 });
+  if (message.reply !== undefined) bus.publish(message.reply, receipt.payload);
 }
 
 function passedJson(message: BusMessage): Uint8Array {

@@ -230,6 +230,7 @@ function noticed(policy: Policy, entry: Entry, notice: RequestNotice): void {
       answered(policy, state.booking, notice);
       break;
     case "queued":
+    case "accepted":
     case "failed":
       break;
   }

@@ -50,3 +50,58 @@ it("does not judge by a freeze that began before the offer, although nobody aske
   expect(outcomes).toMatchObject([{ outcome: { error: { code: "accept_timeout" } } }]);
   expect(outcomes[0]?.atMs).toBeGreaterThanOrEqual(3_000);
 });
+
+const acceptance = { attempt: 1, inst: "0", control: "tg.w.0.ctl", workerId: "0" };
+
+/** An offer to a hop that says nothing by itself. */
+function offered({ acceptTimeoutMs = 300, leftMs = 1_000 } = {}) {
+  const clock = new ManualClock();
+  const bus = createMemoryNetwork({ clock, random: mulberry32(1) }).connect({ role: "lo" });
+  bus.subscribe(subject, () => {});
+  const signal = new CancelSwitch();
+  const outcomes: OfferOutcome[] = [];
+  const gate = { open: true };
+  const hop = { bus, clock, gate, subject, payload: new Uint8Array(1), signal };
+  const offer = offerDispatch({ ...hop, acceptTimeoutMs, leftMs }, (outcome) => {
+    outcomes.push(outcome);
+  });
+  const codes = () =>
+    outcomes.map((outcome) => ("error" in outcome ? outcome.error.code : "accepted"));
+  return { clock, bus, signal, gate, offer, codes };
+}
+
+it("settles once when a cancel and an acceptance come within one turn", async () => {
+  for (const order of ["cancel first", "accept first"]) {
+    const { clock, signal, offer, codes } = offered();
+    if (order === "cancel first") signal.abort();
+    offer.accept(acceptance);
+    signal.abort();
+    await clock.runFor(2_000);
+    expect([order, codes()]).toEqual([order, ["accepted"]]);
+    expect(clock.pending()).toBe(0);
+  }
+});
+
+it("settles within a call of the dispatcher never, but after it", async () => {
+  const { clock, bus, signal, codes } = offered();
+  signal.abort();
+  expect(codes()).toEqual([]);
+  await clock.runFor(0);
+  expect(codes()).toEqual(["cancelled"]);
+  await bus.close();
+  expect(clock.pending()).toBe(0);
+});
+
+it("waits no longer than the deadline, however often the hop says that it looks", async () => {
+  const { clock, offer, gate, codes } = offered({ leftMs: 700 });
+  for (let at = 0; at < 3; at++) {
+    await clock.runFor(200);
+    offer.extend();
+  }
+  gate.open = false;
+  await clock.runFor(99);
+  expect(codes()).toEqual([]);
+  await clock.runFor(2);
+  expect(codes()).toEqual(["accept_timeout"]);
+  expect(clock.pending()).toBe(0);
+});
